@@ -1,0 +1,122 @@
+"""What one collection hands on, and its files.
+
+OUT/questions/<environment>.jsonl    Question records without answers, oldest first
+OUT/sources.json                     {environment: {question id: [hashed sources]}}
+OUT/refused.jsonl                    Refusal records: file:line, reason
+OUT/watermark.json                   {watermark, events, files}: written last, `files` is the digest of the others
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from taskmem.errors import UserError
+from taskmem.files import canonical_json, sha256_tree
+from taskmem.records import (
+    Index,
+    Part,
+    Question,
+    Refusal,
+    Sha256,
+    one_line,
+    read_json,
+    read_records,
+    write_json,
+    write_records,
+)
+
+NO_CONSENT = "no consent"
+_AGAIN = "run collect again from the last watermark"
+
+
+class Watermark(Part):
+    """How far a log has been read: `offset` bytes in `lines` lines, whose SHA-256 is `sha256`."""
+
+    offset: Index
+    lines: Index
+    sha256: Sha256
+
+
+class _Closing(Part):
+    watermark: Watermark
+    events: Index
+    files: Sha256
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The recent questions of each environment since a watermark, where they come from, and what was refused.
+
+    `questions` holds an environment's questions oldest first; `sources` has the same environments and question ids;
+    `events` counts the events that were accepted, also those of questions that are no longer among the recent.
+    """
+
+    questions: dict[str, tuple[Question, ...]]
+    sources: dict[str, dict[str, tuple[str, ...]]]
+    refused: tuple[Refusal, ...]
+    watermark: Watermark
+    events: int
+
+    @property
+    def without_consent(self) -> int:
+        """How many events were refused because their source did not consent."""
+        return sum(r.reason == NO_CONSENT for r in self.refused)
+
+
+def write_collection(out: Path, collection: Collection) -> None:
+    """Write `collection` to the folder `out`, replacing an older one there; other files in `out` are left alone.
+
+    A reader sees a whole collection or a UserError, also after a kill; until the last moment `out/watermark.json` is
+    the older one, so collecting again from it loses and repeats nothing.
+    """
+    folder = out / "questions"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.jsonl"):
+        if path.stem not in collection.questions:
+            path.unlink()
+    for environment, questions in collection.questions.items():
+        write_records(folder / f"{environment}.jsonl", questions)
+    write_json(
+        out / "sources.json", {e: {q: list(s) for q, s in known.items()} for e, known in collection.sources.items()}
+    )
+    write_records(out / "refused.jsonl", collection.refused)
+    closing = _Closing(watermark=collection.watermark, events=collection.events, files=_digest(out))
+    write_json(out / "watermark.json", closing.model_dump(mode="json"))
+
+
+def read_collection(out: Path) -> Collection:
+    """Read what `write_collection` wrote; UserError if a file is missing, wrong, or not of the same collection."""
+    closing = _read_closing(out / "watermark.json")
+    if _digest(out) != closing.files:
+        raise UserError(f"{out}: the files were changed or not written to the end; {_AGAIN}")
+    questions = {path.stem: tuple(read_records(path, Question)) for path in sorted((out / "questions").glob("*.jsonl"))}
+    sources = _validated(out / "sources.json", TypeAdapter(dict[str, dict[str, tuple[Sha256, ...]]]))
+    refused = tuple(read_records(out / "refused.jsonl", Refusal))
+    return Collection(questions, sources, refused, closing.watermark, closing.events)
+
+
+def read_watermark(path: Path) -> Watermark:
+    """The watermark in a collection's `watermark.json`, to collect from next; UserError if it cannot be read."""
+    return _read_closing(path).watermark
+
+
+def _read_closing(path: Path) -> _Closing:
+    closing: _Closing = _validated(path, TypeAdapter(_Closing))
+    return closing
+
+
+def _validated(path: Path, kind: TypeAdapter[Any]) -> Any:
+    try:
+        return kind.validate_json(canonical_json(read_json(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = one_line(".".join(str(part) for part in first["loc"])) or "the document"
+        raise UserError(f"{path}: not a file of a collection ({field}: {first['msg']}); {_AGAIN}") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: not a file of a collection (half a surrogate pair); {_AGAIN}") from None
+
+
+def _digest(out: Path) -> str:
+    return sha256_tree(out, [*(out / "questions").glob("*.jsonl"), out / "sources.json", out / "refused.jsonl"])

@@ -1,0 +1,25 @@
+"""Object store: put-if-absent and compare-and-swap behind one protocol."""
+
+from taskmem.store.local import LocalStore
+from taskmem.store.protocol import (
+    AlreadyExists,
+    Conflict,
+    CorruptObject,
+    InvalidKey,
+    KeyMissing,
+    Store,
+    Stored,
+    StoreFault,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "Conflict",
+    "CorruptObject",
+    "InvalidKey",
+    "KeyMissing",
+    "LocalStore",
+    "Store",
+    "StoreFault",
+    "Stored",
+]
