@@ -291,6 +291,7 @@ class FeedbackEvent(Record):
     asked_at_s: Seconds
     type: Name
     text: Annotated[str, Field(min_length=1)]
+    options: tuple[str, ...] = ()
     answer: str | None
     memories: tuple[str, ...] = ()
     adapter: str = "none"

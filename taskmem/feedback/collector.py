@@ -24,6 +24,7 @@ def to_question(event: FeedbackEvent) -> Question:
         asked_at_s=event.asked_at_s,
         type=event.type,
         text=event.text,
+        options=event.options,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -83,12 +83,14 @@ class Decoder:
     """Decodes one video once. Damage shorter than `bridge` seconds is stepped over and noted; longer damage ends it.
 
     After a damaged packet nothing is taken until the next key frame, so that no broken picture becomes a memory.
+    `alive` is called whenever a packet gives a frame, good or not.
     """
 
-    def __init__(self, source: Opened, limits: VideoLimits, bridge: Fraction):
+    def __init__(self, source: Opened, limits: VideoLimits, bridge: Fraction, alive: Callable[[], None]):
         self._source = source
         self._limits = limits
         self._bridge = bridge
+        self._alive = alive
         self._base = source.video.time_base or Fraction(1, AV_TIME)  # frames out of a flush carry none of their own
         self._clock = Clock(source.frame_seconds)
         self._burst = Burst(limits.max_fps)
@@ -160,6 +162,8 @@ class Decoder:
             idle = 0 if frames else idle + 1
             if idle > IDLE_PACKETS:
                 raise _BreakError(f"{IDLE_PACKETS} packets in a row hold no frame")
+            if frames:
+                self._alive()
             yield from frames
         yield from self._decode(None)
 
@@ -172,6 +176,8 @@ class Decoder:
                 return []
         try:
             frames = self._source.video.codec_context.decode(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             self._damage()
             return []
@@ -192,6 +198,8 @@ class Decoder:
                 packet = next(packets)
             except StopIteration:
                 return
+            except MemoryError:
+                raise
             except av.FFmpegError as error:
                 raise _BreakError(f"cannot be read from here on ({reason(error)})") from None
             if packet.size:

@@ -29,6 +29,14 @@ AV_TIME = 1_000_000
 class RefusedError(Exception):
     """A file that is not used; the message is the reason, one line without the file's name."""
 
+    lasting = True  # the same bytes give the same result next time
+
+
+class NotYetError(RefusedError):
+    """Refused for a reason outside the file, or one that time decides: the next run tries it again."""
+
+    lasting = False
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -105,6 +113,8 @@ def _open(descriptor: int, options: dict[str, str]) -> InputContainer:
     safe = {"fd": str(descriptor), "protocol_whitelist": "fd", "format_whitelist": ",".join(CONTAINERS)}
     try:
         container: InputContainer = av.open("fd:", options={**safe, **options}, metadata_errors="replace")
+    except MemoryError:
+        raise
     except (av.FFmpegError, ValueError) as error:
         raise RefusedError(f"not a video in a container this stage reads ({reason(error)})") from None
     return container

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av
-
 from taskmem.config import VideoSettings
 from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from taskmem.records import Refusal, Segment, dump_record, parse_line, write_records
-from taskmem.video.clip import ClipWriter
-from taskmem.video.decode import Decoder, End
-from taskmem.video.probe import Opened, RefusedError, digest, fingerprint, opened, reason, regular_file
-from taskmem.video.sample import Grid, exact, samples
+from taskmem.video.cut import Clip
+from taskmem.video.decode import End
+from taskmem.video.isolation import DecodingWorker
+from taskmem.video.probe import RefusedError, digest, regular_file
+from taskmem.video.sample import Grid, exact
 from taskmem.video.scan import Found, find_videos, printable
 from taskmem.video.subtitles import Sidecar, Turn, by_segment, read_sidecar
 
@@ -48,7 +47,7 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _Clip:
+class _Written:
     path: str
     sha256: str
     width: int
@@ -64,11 +63,13 @@ class _Job:
     out: Path
     settings: VideoSettings
     progress: Progress | None
-    clips: list[_Clip] = field(default_factory=list)
+    worker: DecodingWorker
+    clips: list[_Written] = field(default_factory=list)
 
-
-class _ChangedError(Exception):
-    """Somebody writes to the file while it is read."""
+    @property
+    def marker(self) -> Path:
+        """What says that an earlier run finished the stream."""
+        return self.out / MARKERS / f"{self.found.stream}.json"
 
 
 def segment_videos(
@@ -80,7 +81,12 @@ def segment_videos(
     `out/refused.jsonl` (Refusal: files not used, cut at a limit or damaged, and faulty subtitles). A clip shows, at
     `settings.fps`, the frame in the middle of each sampling interval (METHOD section 1). The same files and settings
     give the same bytes. A finished stream leaves a marker in `out/.done`; a later run takes it over if the source, its
-    subtitle file and the settings are unchanged and its clips are whole. `progress` is called after each segment.
+    subtitle file and the settings are unchanged and its clips are whole. `progress` is called after each segment; the
+    next one waits for it.
+
+    Decoding runs in a worker process of this one. A video that crashes it, needs too much memory or makes no progress
+    is refused as a whole, since nothing that a crashed decoder made can be trusted; the others go on in a fresh worker.
+    Where the file itself is at fault the refusal is kept for later runs; a stalled or killed one is tried again.
 
     Raises UserError if `videos` does not exist, holds no file that may be a video, or holds `out`.
     """
@@ -92,11 +98,12 @@ def segment_videos(
     _clean(out, {f.stream for f in found})
     segments: list[Segment] = []
     reused = 0
-    for video in found:
-        result, kept = _one(_Job(video, out, settings, progress))
-        segments += result.segments
-        refusals += result.refusals
-        reused += kept
+    with DecodingWorker(settings) as worker:
+        for video in found:
+            result, kept = _one(_Job(video, out, settings, progress, worker))
+            segments += result.segments
+            refusals += result.refusals
+            reused += kept
     segments.sort(key=lambda s: (s.stream, s.index))
     refusals.sort(key=lambda r: (r.file, r.reason))
     write_records(out / "refused.jsonl", refusals)
@@ -118,31 +125,27 @@ def _clean(out: Path, streams: set[str]) -> None:
 
 def _one(job: _Job) -> tuple[_Result, bool]:
     """One file's result, and whether it was taken over from an earlier run."""
-    marker = job.out / MARKERS / f"{job.found.stream}.json"
     key = None
     try:
         with regular_file(job.found.path, job.settings.limits.max_bytes) as descriptor:
             sidecar, complaint = _read_sidecar(job)
             key = _key(job, digest(descriptor), sidecar, complaint)
-            earlier = _earlier(marker, key, job.out)
+            earlier = _earlier(job.marker, key, job.out)
             if earlier is not None:
                 return earlier, True
-            _discard(job, marker)
+            _discard(job)
             result = _segment(job, descriptor, sidecar, complaint)
     except RefusedError as refused:
-        _discard(job, marker)
-        result = _Result(refusals=(_refusal(job, str(refused)),))
-    except _ChangedError:
-        _discard(job, marker)
-        words = "changed while it was read; segment it when it is complete"
-        result = _Result(refusals=(_refusal(job, words),), lasting=False)
+        _discard(job)
+        result = _Result(refusals=(_refusal(job, str(refused)),), lasting=refused.lasting)
     if key is not None and result.lasting:
-        _mark(marker, key, result)
+        _mark(job.marker, key, result)
     return result, False
 
 
-def _discard(job: _Job, marker: Path) -> None:
-    marker.unlink(missing_ok=True)
+def _discard(job: _Job) -> None:
+    job.clips.clear()
+    job.marker.unlink(missing_ok=True)
     shutil.rmtree(job.out / "clips" / job.found.stream, ignore_errors=True)
 
 
@@ -190,62 +193,28 @@ def _mark(marker: Path, key: str, result: _Result) -> None:
 
 
 def _segment(job: _Job, descriptor: int, sidecar: Sidecar | None, complaint: Refusal | None) -> _Result:
-    """Decode, cut and encode one video."""
-    before = fingerprint(descriptor)
-    grid = Grid.of(job.settings)
-    with opened(descriptor, job.settings.limits) as source:
-        decoder = Decoder(source, job.settings.limits, grid.segment)
-        try:
-            end = _write_clips(job, source, decoder, grid, lambda: fingerprint(descriptor) == before)
-        except (av.FFmpegError, ValueError) as error:
-            raise RefusedError(f"its frames cannot be converted ({reason(error)})") from None
-        embedded, problem = decoder.turns.finished(decoder.origin)
+    """Have one video decoded and cut; RefusedError if nothing of it can be used."""
+
+    def take(clip: Clip) -> None:
+        if clip.index == 0:  # the first time, or the worker that made the earlier ones crashed
+            _discard(job)
+        path = f"clips/{job.found.stream}/{clip.index:06d}.mp4"
+        atomic_write(job.out / path, clip.data)
+        job.clips.append(_Written(path, sha256_bytes(clip.data), clip.width, clip.height, clip.end))
+        if job.progress is not None:
+            job.progress(job.found.stream, float(clip.end), clip.total)
+
+    cut = job.worker.cut(descriptor, take)
     if not job.clips:
-        raise RefusedError(f"{end.cut}; no whole segment before it" if end.cut else "no frame could be decoded")
-    turns = embedded if sidecar is None else sidecar.turns
-    words = [_ending(end, job.clips), problem if sidecar is None else None]
-    segments, refused = _segments(job, grid, turns)
+        raise RefusedError(f"{cut.end.cut}; no whole segment before it" if cut.end.cut else "no frame could be decoded")
+    turns = cut.turns if sidecar is None else sidecar.turns
+    words = [_ending(cut.end, job.clips), cut.problem if sidecar is None else None]
+    segments, refused = _segments(job, Grid.of(job.settings), turns)
     notes = [_refusal(job, w) for w in (*words, refused) if w]
     return _Result(segments, tuple(notes + ([complaint] if complaint else [])))
 
 
-def _write_clips(job: _Job, source: Opened, decoder: Decoder, grid: Grid, unchanged: Callable[[], bool]) -> End:
-    """Fill `job.clips` segment by segment and return the stream's end; a segment that may not stay is left out."""
-    writer: ClipWriter | None = None
-    frames = samples(decoder.frames(), grid)
-    while True:
-        try:
-            sample = next(frames)
-        except StopIteration as stop:
-            end: End = stop.value
-            break
-        if writer is not None and writer.index != sample.segment:
-            _finish(job, writer, (writer.index + 1) * grid.segment, source.seconds)
-            writer = None
-            if not unchanged():
-                raise _ChangedError
-        if writer is None:
-            writer = ClipWriter(sample.segment, job.settings, source.aspect)
-        writer.add(sample.frame)
-    if not unchanged():
-        raise _ChangedError
-    if writer is not None:
-        whole = (writer.index + 1) * grid.segment
-        if whole <= end.time or end.partial:
-            _finish(job, writer, min(whole, end.time), source.seconds)
-    return end
-
-
-def _finish(job: _Job, writer: ClipWriter, end: Fraction, total: float | None) -> None:
-    data = writer.finish()
-    path = f"clips/{job.found.stream}/{writer.index:06d}.mp4"
-    atomic_write(job.out / path, data)
-    job.clips.append(_Clip(path, sha256_bytes(data), writer.width, writer.height, end))
-    if job.progress is not None:
-        job.progress(job.found.stream, float(end), total)
-
-
-def _ending(end: End, clips: list[_Clip]) -> str | None:
+def _ending(end: End, clips: list[_Written]) -> str | None:
     parts = []
     if end.cut:
         kept = f"kept the first {float(clips[-1].end):g} s, segments: {len(clips)}"

@@ -1,0 +1,166 @@
+"""Groups of completions behind one prompt: sampled from one prefill, scored in one packed row.
+
+A packed row is the prompt once and then every completion of the group; a block mask lets each completion see the prompt and
+itself only, and each starts at the prompt's next position. The result equals scoring them one row each, up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from taskmem.config import Sampling
+from taskmem.policy.encoding import Prompt, PromptEncoder
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Log-probabilities and entropies of each completion's tokens, zero where `mask` is false; all [B, G, C]."""
+
+    logps: torch.Tensor
+    entropies: torch.Tensor
+    mask: torch.Tensor
+
+
+def _warpers(sampling: Sampling) -> list[Any]:
+    warpers: list[Any] = []
+    if sampling.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+class _Sampler:
+    """Draws by the Gumbel trick with one generator per prompt, so that a prompt's draws do not depend on its batch."""
+
+    def __init__(self, seeds: Sequence[int], n: int, sampling: Sampling, device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._n = n
+        self._warpers = _warpers(sampling)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        scores = logits.float()
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        shape = (self._n, scores.shape[-1])
+        noise = [torch.empty(shape, device=scores.device).exponential_(generator=g) for g in self._generators]
+        return (scores.log_softmax(-1) - torch.cat(noise).log()).argmax(-1)
+
+
+@torch.no_grad()
+def sample_groups(
+    model: Any, encoder: PromptEncoder, prompts: Sequence[Prompt], n: int, seeds: Sequence[int]
+) -> list[list[tuple[int, ...]]]:
+    """`n` completions for each prompt (token ids, the end-of-turn token included where reached), one seed per prompt.
+
+    The prompt is prefilled once and its cache repeated. `model` is a Qwen3VLMoeForConditionalGeneration, steered or not.
+    """
+    inputs, _ = encoder.batch(prompts)
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    out = model.model(**inputs, use_cache=True)
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(n)
+    mask = inputs["attention_mask"].repeat_interleave(n, 0)
+    position = mask.sum(1, keepdim=True) + model.model.rope_deltas.repeat_interleave(n, 0)
+    sampler = _Sampler(seeds, n, encoder.settings.sampling, model.device)
+    logits = model.lm_head(out.last_hidden_state[:, -1]).repeat_interleave(n, 0)
+    done = torch.zeros(len(mask), dtype=torch.bool, device=model.device)
+    drawn: list[torch.Tensor] = []
+    for step in range(encoder.settings.max_completion_tokens):
+        token = sampler(logits).masked_fill(done, encoder.pad_id)
+        drawn.append(token)
+        done |= token == encoder.end_id
+        if bool(done.all()) or step + 1 == encoder.settings.max_completion_tokens:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        hidden = model.model.language_model(
+            inputs_embeds=model.get_input_embeddings()(token[:, None]),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=(position + step).expand(3, -1, -1),
+        )
+        logits = model.lm_head(hidden.last_hidden_state[:, -1])
+    rows = [tuple(_until_end(row, encoder.end_id)) for row in torch.stack(drawn, 1).tolist()]
+    return [rows[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _until_end(row: list[int], end: int) -> list[int]:
+    return row[: row.index(end) + 1] if end in row else row
+
+
+def score_groups(
+    model: Any,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Sequence[int]]],
+    temperature: float = 1.0,
+) -> Packed:
+    """Log-probabilities of every completion of every group given its prompt, one packed row a prompt.
+
+    All groups have the same number of completions. Logits are divided by `temperature`. Differentiable, entropies aside.
+    """
+    inputs, _ = encoder.batch(prompts)
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    completions, kept = _stack(groups, encoder.pad_id, model.device)
+    batch, group, length = completions.shape
+    prompt_length = inputs["input_ids"].shape[1]
+    hidden = model.model(
+        input_ids=torch.cat([inputs["input_ids"], completions.view(batch, -1)], 1),
+        attention_mask=_block_mask(inputs["attention_mask"], kept)[:, None],
+        position_ids=_positions(model, inputs, group, length),
+        pixel_values_videos=inputs["pixel_values_videos"],
+        video_grid_thw=inputs["video_grid_thw"],
+        use_cache=False,
+    ).last_hidden_state
+    # a completion's first token is predicted from the prompt's last position, the others from the token before
+    starts = prompt_length + torch.arange(group, device=model.device) * length
+    before = starts[:, None] + torch.arange(length, device=model.device) - 1
+    before[:, 0] = prompt_length - 1
+    every = (model.lm_head(hidden[:, before.reshape(-1)]).float() / temperature).log_softmax(-1)
+    logps = every.gather(2, completions.view(batch, -1, 1)).view(batch, group, length)
+    with torch.no_grad():
+        entropies = -(every.exp() * every).sum(-1).view(batch, group, length)
+    return Packed(logps * kept, entropies * kept, kept)
+
+
+def _stack(
+    groups: Sequence[Sequence[Sequence[int]]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(len(tokens) for group in groups for tokens in group)
+    ids = [[[*tokens, *[pad] * (length - len(tokens))] for tokens in group] for group in groups]
+    kept = [[[i < len(tokens) for i in range(length)] for tokens in group] for group in groups]
+    return torch.tensor(ids, device=device), torch.tensor(kept, device=device)
+
+
+def _positions(model: Any, inputs: dict[str, torch.Tensor], group: int, length: int) -> torch.Tensor:
+    """M-RoPE positions [3, B, P + G * C]: each completion continues where its prompt ends."""
+    of_prompt, delta = model.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        video_grid_thw=inputs["video_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    following = inputs["attention_mask"].sum(1, keepdim=True) + delta
+    of_completions = (following + torch.arange(length, device=following.device)).repeat(1, group)
+    return torch.cat([of_prompt, of_completions.expand(3, -1, -1)], 2)
+
+
+def _block_mask(prompt_mask: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Boolean [B, N, N], true where a query may look: causal, inside the prompt and the query's own completion."""
+    batch, group, length = kept.shape
+    prompt = prompt_mask.shape[1]
+    block = torch.cat(
+        [prompt_mask.new_zeros(prompt), torch.arange(1, group + 1, device=kept.device).repeat_interleave(length)]
+    )
+    total = len(block)
+    causal = torch.ones(total, total, dtype=torch.bool, device=kept.device).tril()
+    visible = causal & ((block[None, :] == 0) | (block[None, :] == block[:, None]))
+    keys = torch.cat([prompt_mask.bool(), kept.view(batch, -1)], 1)
+    # padding rows look at themselves, for a row that sees nothing is NaN
+    return (visible[None] & keys[:, None, :]) | torch.eye(total, dtype=torch.bool, device=kept.device)

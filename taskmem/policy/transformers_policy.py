@@ -1,0 +1,94 @@
+"""The policy in this process, on transformers: a checkpoint folder, optionally with one steer adapter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import AutoProcessor, Qwen3VLMoeForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from taskmem.config import PolicySettings
+from taskmem.errors import UserError
+from taskmem.files import sha256_bytes, sha256_tree
+from taskmem.policy.encoding import FramesOf, Prompt, PromptEncoder
+from taskmem.policy.grammar import CLOSE, parse
+from taskmem.policy.packing import sample_groups
+from taskmem.policy.protocols import Completion
+from taskmem.policy.renderer import render
+from taskmem.records import Context
+
+ROWS = 128  # completions sampled at once
+
+
+def policy_digest(path: Path) -> str:
+    """Hex SHA-256 of a checkpoint folder: weights, configuration, tokenizer, processor and chat template."""
+    return sha256_tree(path)
+
+
+def load_checkpoint(path: Path) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint folder (safetensors only); UserError if it is none."""
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no policy checkpoint (config.json is missing); give the folder that phase-one wrote")
+    model = Qwen3VLMoeForConditionalGeneration.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    return model.eval(), AutoProcessor.from_pretrained(path, local_files_only=True)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from anything that prints the same each time."""
+    return int(sha256_bytes(":".join(map(str, parts)))[:16], 16) >> 1
+
+
+class TransformersPolicy:
+    """Implements `policy.protocols.Policy` with shared prefill for the rollouts of a context."""
+
+    def __init__(self, model: Any, encoder: PromptEncoder, digest: str, adapter: str = "none") -> None:
+        self.model = model
+        self.encoder = encoder
+        self.digest = digest
+        self.adapter = adapter
+        self._close_id = encoder.tokenizer.convert_tokens_to_ids(CLOSE)
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, settings: PolicySettings, frames_of: FramesOf, digest: str) -> Self:
+        """The policy of a loaded checkpoint; `frames_of` reads a segment's frames."""
+        return cls(model, PromptEncoder(processor, settings, frames_of), digest)
+
+    @classmethod
+    def load(cls, path: Path, settings: PolicySettings, frames_of: FramesOf) -> Self:
+        """The policy of a checkpoint folder, without adapter."""
+        return cls.of(*load_checkpoint(path), settings, frames_of, policy_digest(path))
+
+    def prompt(self, context: Context) -> Prompt:
+        """The context as the model reads it."""
+        return self.encoder.encode(context, render(context, self.encoder.settings))
+
+    def completion(self, tokens: Sequence[int]) -> Completion:
+        """Token ids as a completion, parsed by the output grammar."""
+        body = tokens[:-1] if tokens and tokens[-1] == self.encoder.end_id else tokens
+        text = self.encoder.tokenizer.decode(body, skip_special_tokens=False)
+        memory = parse(text).memory
+        return Completion(
+            text=text,
+            tokens=tuple(tokens),
+            think_tokens=body.index(self._close_id) if self._close_id in body else len(body),
+            memory=memory,
+            memory_tokens=len(self.encoder.tokenizer(memory, add_special_tokens=False).input_ids) if memory else 0,
+        )
+
+    def write(self, contexts: Sequence[Context], n: int, seed: int) -> list[list[Completion]]:
+        """Sample `n` completions for each context."""
+        written: list[list[Completion]] = []
+        at_once = max(1, ROWS // n)
+        for start in range(0, len(contexts), at_once):
+            part = contexts[start : start + at_once]
+            seeds = [seed_of(seed, context.id) for context in part]
+            groups = sample_groups(self.model, self.encoder, [self.prompt(c) for c in part], n, seeds)
+            written += [[self.completion(tokens) for tokens in group] for group in groups]
+        return written
+
+
+def prepare_process() -> None:
+    """Run torch on one thread, which is deterministic and, for small models, faster than two; no bars of other libraries."""
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
