@@ -1,0 +1,1 @@
+"""The `taskmem` console script, and the Kubeflow pipelines to come."""

@@ -1,0 +1,53 @@
+"""Which judges, answerer and grader a profile uses: the one place that knows there is an embedded world."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskmem.config import Profile
+from taskmem.errors import UserError
+from taskmem.evaluation.protocols import Answerer, FactChecker, Grader
+from taskmem.judge.protocols import Judges
+from taskmem.world.judges import (
+    StrongModel,
+    WorldAnswerer,
+    WorldFactChecker,
+    WorldGrader,
+    WorldTruth,
+    world_judges,
+)
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Everything outside the policy that a stage may ask; `strong(seed)` gives the off-policy history's memories."""
+
+    judges: Judges
+    answerer: Answerer
+    grader: Grader
+    checker: FactChecker
+    strong: Callable[[int], Callable[[str, int], str]]
+
+
+def backends_for(profile: Profile, world: Path | None) -> Backends:
+    """The back ends of a profile. `world` is the folder that `taskmem world render` wrote, for a profile with a world.
+
+    Raises UserError where the profile has no world, or the folder holds no truth.
+    """
+    if profile.world is None:
+        raise UserError(
+            f"profile {profile.name}: has no embedded world and no judge endpoint yet; use --profile miniature"
+        )
+    truths = sorted(world.glob("*/truth.jsonl")) if world else []
+    if not truths:
+        raise UserError(
+            f"{world or '--world'}: no */truth.jsonl there; give the folder that `taskmem world render` wrote"
+        )
+    truth = WorldTruth.read(*truths)
+    return Backends(
+        judges=world_judges(truth),
+        answerer=WorldAnswerer(),
+        grader=WorldGrader(),
+        checker=WorldFactChecker(truth),
+        strong=lambda seed: StrongModel(truth, seed).memory,
+    )

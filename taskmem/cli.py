@@ -1,0 +1,290 @@
+"""The command line: one command per stage. Inputs first, `--out DIR` always.
+
+A user's mistake ends with one line and exit code 2, an interruption with 130; both lose nothing that is done.
+"""
+
+# ruff: noqa: PLC0415 - a command imports its stage when it runs, so that --help is quick and an image needs only its own extra
+
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from taskmem.config import Profile, load_profile, profile_names
+from taskmem.errors import UserError
+
+if TYPE_CHECKING:
+    from taskmem.backends import Backends
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Memory for multimodal agents, learned from the tasks that really arrive.",
+)
+world_app = typer.Typer(no_args_is_help=True, help="The embedded world: rendered streams with known truth.")
+app.add_typer(world_app, name="world")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help=f"One of {', '.join(profile_names())}, or the path of a YAML file.")
+]
+PolicyFolder = Annotated[Path, typer.Option("--policy", help="Folder of the policy checkpoint.")]
+World = Annotated[
+    Path | None, typer.Option("--world", help="Folder that `taskmem world render` wrote (profiles with a world).")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on from what an interrupted run left in --out, or start anew.")
+]
+MINIATURE = "miniature"
+
+
+def shipped_base() -> Path:
+    """Folder of the base policy that comes with the embedded world."""
+    return Path(str(resources.files("taskmem.world"))) / "base"
+
+
+console = Console()
+
+
+@app.command()
+def loop(
+    out: Out,
+    seed: Seed = 0,
+    profile: ProfileName = MINIATURE,
+    base: Annotated[Path | None, typer.Option("--base", help="Base policy; by default the shipped one.")] = None,
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Folder of further videos for the deployment.", exists=True)
+    ] = None,
+    resume: Resume = True,
+) -> None:
+    """The whole loop in one process: base, Phase One, deployment, Phase Two, evaluation; writes results.json."""
+    from taskmem.loop.display import StageDisplay
+    from taskmem.loop.loop import Loop
+    from taskmem.loop.results import differences_table, results_table
+
+    _fresh(out, resume)
+    run_loop = Loop(out, base or shipped_base(), load_profile(profile), seed, StageDisplay(console), videos)
+    results = run_loop.run()
+    for refusal in run_loop.refusals():
+        console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False)
+    console.print(results_table(results))
+    console.print(differences_table(results))
+    console.print(f"{out / 'results.json'}", highlight=False)
+
+
+@app.command()
+def segment(
+    videos: Annotated[Path, typer.Argument(help="A folder of videos, or one video.")],
+    out: Out,
+    profile: ProfileName = MINIATURE,
+) -> None:
+    """Cut videos into segments: segments.jsonl, clips/<stream>/<index>.mp4, refused.jsonl."""
+    from taskmem.stages.segmentation import segmentation
+
+    with _stage("segment") as progress:
+        summary = segmentation(videos, load_profile(profile), out, progress)
+    console.print(f"{summary}", highlight=False, markup=False)
+
+
+@app.command("phase-one")
+def phase_one(
+    segments: Annotated[Path, typer.Argument(help="Folder that `taskmem segment` wrote.")],
+    policy: PolicyFolder,
+    development: Annotated[Path, typer.Option("--development", help="Segments of the development split.")],
+    questions: Annotated[Path, typer.Option("--questions", help="questions.jsonl of the development split.")],
+    out: Out,
+    world: World = None,
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+    resume: Resume = True,
+) -> None:
+    """Train the base policy with GSPO; the checkpoint is picked on the development split."""
+    from taskmem.stages.train_policy import phase_one as stage
+
+    _fresh(out, resume)
+    settings = load_profile(profile)
+    with _stage("phase-one") as progress:
+        stage(segments, policy, development, questions, _backends(settings, world), settings, seed, out, progress)
+    console.print(f"{out / 'policy'}", highlight=False)
+
+
+@app.command()
+def rollouts(
+    segments: Annotated[Path, typer.Argument(help="Folder that `taskmem segment` wrote.")],
+    policy: PolicyFolder,
+    out: Out,
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+) -> None:
+    """Sample N candidates per context from the frozen policy, once."""
+    from taskmem.stages.candidates import rollout_cache
+
+    with _stage("rollouts") as progress:
+        rollout_cache(segments, policy, load_profile(profile), seed, out, progress)
+    console.print(f"{out}", highlight=False)
+
+
+@app.command()
+def score(
+    rollouts: Annotated[Path, typer.Argument(help="Folder that `taskmem rollouts` wrote.")],
+    segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
+    out: Out,
+    world: World = None,
+    profile: ProfileName = MINIATURE,
+) -> None:
+    """Judge every candidate: judgements.jsonl and a summary."""
+    from taskmem.stages.candidates import judge_scoring
+
+    settings = load_profile(profile)
+    with _stage("score") as progress:
+        judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
+    console.print(f"{out}", highlight=False)
+
+
+@app.command()
+def collect(
+    log: Annotated[Path, typer.Argument(help="The deployment's event log (JSON Lines).")],
+    out: Out,
+    since: Annotated[
+        Path | None, typer.Option("--since", help="watermark.json of the collection before; by default everything.")
+    ] = None,
+    profile: ProfileName = MINIATURE,
+) -> None:
+    """Collect the recent questions of every environment since a watermark."""
+    from taskmem.feedback import read_watermark
+    from taskmem.stages.deploy import feedback_collection
+
+    feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
+    console.print(f"{out}", highlight=False)
+
+
+@app.command()
+def mine(
+    judgements: Annotated[Path, typer.Argument(help="Folder that `taskmem score` wrote.")],
+    rollouts: Annotated[Path, typer.Option("--rollouts", help="Folder that `taskmem rollouts` wrote.")],
+    segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
+    questions: Annotated[Path, typer.Option("--questions", help="Folder that `taskmem collect` wrote.")],
+    environment: Annotated[str, typer.Option("--environment", help="Whose questions to mine with.")],
+    out: Out,
+    world: World = None,
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+) -> None:
+    """Compare candidates under an environment's recent questions and select preference pairs."""
+    from taskmem.stages.mining import preference_mining
+
+    settings = load_profile(profile)
+    ends = _backends(settings, world)
+    preference_mining(rollouts, judgements, segments, questions, environment, ends, settings, seed, out)
+    console.print(f"{out}", highlight=False)
+
+
+@app.command("phase-two")
+def phase_two(
+    preferences: Annotated[Path, typer.Argument(help="Folder that `taskmem mine` wrote.")],
+    policy: PolicyFolder,
+    rollouts: Annotated[Path, typer.Option("--rollouts", help="Folder that `taskmem rollouts` wrote.")],
+    segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
+    out: Out,
+    name: Annotated[str, typer.Option("--name", help="Name of the adapter's folder below --out.")] = "adapter",
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+) -> None:
+    """Train one steer adapter with DPO, the policy frozen."""
+    from taskmem.stages.adapt import phase_two as stage
+
+    with _stage("phase-two") as progress:
+        stage(preferences, rollouts, segments, policy, name, load_profile(profile), seed, out, progress)
+    console.print(f"{out / name}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    segments: Annotated[Path, typer.Argument(help="Folder that `taskmem segment` wrote.")],
+    policy: PolicyFolder,
+    questions: Annotated[Path, typer.Option("--questions", help="questions.jsonl about these streams.")],
+    out: Out,
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="Folder of a steer adapter.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="A task prompt.")] = None,
+    world: World = None,
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+) -> None:
+    """Evaluate one arm: stream, remember, answer from memory alone, grade."""
+    from taskmem.records import read_json
+    from taskmem.stages.common import SUMMARY
+    from taskmem.stages.evaluate import streaming_eval
+
+    settings = load_profile(profile)
+    ends = _backends(settings, world)
+    with _stage("evaluate") as progress:
+        streaming_eval(segments, questions, policy, ends, settings, seed, out, adapter, task, progress)
+    overall = read_json(out / SUMMARY)["overall"]
+    console.print("  ".join(f"{k} {overall[k]:.3f}" for k in ("accuracy", "coverage", "precision")), highlight=False)
+
+
+@world_app.command("render")
+def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> None:
+    """Render every split: videos, truth and questions below --out/<split>."""
+    from taskmem.world.splits import SPLITS, render_split
+
+    settings = load_profile(profile)
+    if settings.world is None:
+        raise UserError(f"profile {profile}: has no world to render; use --profile miniature")
+    for split in SPLITS:
+        with _stage(f"render {split}") as progress:
+            render_split(out / split, split, settings.world, seed, progress)
+    console.print(f"{out}", highlight=False)
+
+
+@world_app.command("pretrain")
+def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> None:
+    """Train a base policy from scratch by the recipe of the shipped one (about six minutes on one core)."""
+    from taskmem.world.pretrain import Pretraining, Recipe
+
+    with _stage("pretrain") as progress:
+        pretraining = Pretraining(Recipe(), load_profile(profile).policy, seed, progress)
+        precision = pretraining.run()
+        pretraining.save(out, precision)
+    console.print("  ".join(f"{kind} {value:.3f}" for kind, value in precision.items()), highlight=False)
+    console.print(f"{out}", highlight=False)
+
+
+def _fresh(out: Path, resume: bool) -> None:
+    if not resume and out.exists():
+        shutil.rmtree(out)
+
+
+def _stage(name: str) -> "AbstractContextManager[Callable[[int, int], None]]":
+    from taskmem.loop.display import StageDisplay
+
+    return StageDisplay(console).stage(name)
+
+
+def _backends(profile: Profile, world: Path | None) -> "Backends":
+    from taskmem.backends import backends_for
+
+    return backends_for(profile, world)
+
+
+def run(application: Callable[[], object]) -> None:
+    """Run `application`, turning a user's mistake into one line and exit code 2."""
+    # it says on every import that it found no GPU
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
+    try:
+        application()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"taskmem: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("taskmem: interrupted; the same command goes on from here")
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The whole loop in one process: stage after stage, each skipped when its inputs are unchanged."""

@@ -1,0 +1,97 @@
+"""results.json: what the loop measured, in a stable shape that other tools read."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from taskmem.config import EvaluationSettings
+from taskmem.evaluation.metrics import Graded, measure, paired_difference
+from taskmem.records import read_json
+from taskmem.stages.common import SUMMARY
+from taskmem.stages.evaluate import read_graded
+
+ARMS = ("base", "task_prompt", "phase_one", "phase_two", "phase_two_other_task", "phase_two_random_pairs")
+PAIRED = (
+    ("phase_one", "base"),
+    ("phase_two", "phase_one"),
+    ("phase_two_other_task", "phase_one"),
+    ("phase_two_random_pairs", "phase_one"),
+)
+
+
+def commit() -> str:
+    """The commit of the checkout this library runs from, with "-dirty" where it was changed; "unknown" outside of one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--match="]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+
+
+def _on(graded: Sequence[Graded], task: str) -> list[Graded]:
+    return [g for g in graded if g.type == task]
+
+
+def arm_results(folder: Path, task: str, settings: EvaluationSettings, seed: int) -> dict[str, Any]:
+    """One arm: overall, on the task, by type, and its rates."""
+    summary = read_json(folder / SUMMARY)
+    return {
+        "overall": summary["overall"],
+        "on_task": measure(_on(read_graded(folder), task), settings, seed).model_dump(mode="json"),
+        "by_type": summary["by_type"],
+        "format_rate": summary["format_rate"],
+        "wrong_fact_rate": summary["wrong_fact_rate"],
+    }
+
+
+def compare_arms(folders: Mapping[str, Path], task: str, settings: EvaluationSettings, seed: int) -> dict[str, Any]:
+    """The paired differences of `PAIRED`, overall and on the task."""
+    graded = {arm: read_graded(folder) for arm, folder in folders.items()}
+    return {
+        f"{a}-{b}": {
+            "overall": paired_difference(graded[a], graded[b], settings, seed).model_dump(mode="json"),
+            "on_task": paired_difference(_on(graded[a], task), _on(graded[b], task), settings, seed).model_dump(
+                mode="json"
+            ),
+        }
+        for a, b in PAIRED
+    }
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Accuracy, coverage and precision of every arm, overall and on the deployment's task."""
+    table = _table(f"seed {results['seed']}, held-out streams: all questions | the task's own ({results['task']})")
+    table.add_column("arm", no_wrap=True)
+    for name in ("acc", "cov", "prec", "acc", "cov", "prec", "format", "wrong"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, arm in results["arms"].items():
+        cells = [
+            f"{arm[part][m]:.3f}" for part in ("overall", "on_task") for m in ("accuracy", "coverage", "precision")
+        ]
+        table.add_row(name, *cells, f"{arm['format_rate']:.3f}", f"{arm['wrong_fact_rate']:.3f}")
+    return table
+
+
+def differences_table(results: Mapping[str, Any]) -> Table:
+    """The paired differences with their intervals."""
+    table = _table("difference in accuracy (95 % interval)")
+    table.add_column("arm", no_wrap=True)
+    table.add_column("less", no_wrap=True)
+    for name in ("overall", "on task"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, difference in results["paired"].items():
+        table.add_row(*name.split("-"), *(_interval(difference[part]) for part in ("overall", "on_task")))
+    return table
+
+
+def _table(title: str) -> Table:
+    # narrow enough for a terminal of 80 columns
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    low, high = difference["ci95"]
+    return f"{difference['mean']:+.3f} [{low:+.2f}, {high:+.2f}]"

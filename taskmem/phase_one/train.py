@@ -1,0 +1,129 @@
+"""Phase One, from base policy to policy: GSPO, resumable, the checkpoint picked on the development split."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from taskmem.config import Profile
+from taskmem.errors import UserError
+from taskmem.files import canonical_json, replace_directory, sha256_bytes
+from taskmem.judge.protocols import Judges
+from taskmem.phase_one.history import History, StrongMemory
+from taskmem.phase_one.rollouts import reward_group
+from taskmem.phase_one.trainer import SLOTS_FILE, PackedGSPOTrainer, gspo_config, last_checkpoint
+from taskmem.policy.encoding import FramesOf
+from taskmem.policy.stream import by_stream
+from taskmem.policy.training import report_to
+from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest
+from taskmem.progress import Progress, silent
+from taskmem.records import Segment, read_json, write_json
+
+Validate = Callable[[TransformersPolicy], float]
+_CURVES = ("loss", "kl", "entropy", "grad_norm", "reward", "format_reward", "length_reward", "quality_reward")
+_RATES = ("richness_reward", "memory_tokens", "think_tokens", "format_rate", "quality_rate", "unscored")
+
+
+@dataclass(frozen=True)
+class PhaseOneInputs:
+    """What Phase One learns from: segments and their frames, the judges, a strong model's memories, a validation score.
+
+    `validate` rates a policy on the development split; higher is better.
+    """
+
+    segments: Sequence[Segment]
+    frames_of: FramesOf
+    judges: Judges
+    strong: StrongMemory
+    validate: Validate
+
+
+def train_phase_one(
+    base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, out: Path, progress: Progress = silent
+) -> Path:
+    """Train the base policy and return the folder of the picked checkpoint, `out`/policy.
+
+    Writes `out`/training.json (a curve per metric) and `out`/validation.json as well. Killed and called again with the same
+    arguments it goes on from `out`/checkpoints and ends in the same bytes; other arguments are refused with a UserError.
+    """
+    checkpoints = out / "checkpoints"
+    _same_run(base, inputs, profile, seed, checkpoints)
+    _train(base, inputs, profile, seed, checkpoints, progress)
+    scores = _validate_all(checkpoints, inputs, profile)
+    best = max(sorted(scores), key=lambda step: scores[step])
+    write_json(out / "validation.json", {"picked": best, "scores": {str(s): scores[s] for s in sorted(scores)}})
+    return _export(base, checkpoints / f"checkpoint-{best}", out / "policy")
+
+
+def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path) -> None:
+    run = {
+        "base": policy_digest(base),
+        "segments": sha256_bytes(canonical_json([s.sha256 for s in inputs.segments])),
+        "settings": sha256_bytes(canonical_json(profile.model_dump(mode="json"))),
+        "seed": seed,
+    }
+    marker = checkpoints / "run.json"
+    if marker.exists() and read_json(marker) != run:
+        raise UserError(
+            f"{checkpoints}: holds checkpoints of other inputs, settings or seed; remove it or give another --out"
+        )
+    write_json(marker, run)
+
+
+def _train(
+    base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path, progress: Progress
+) -> None:
+    phase = profile.phase_one
+    model, processor = load_checkpoint(base)
+    policy = TransformersPolicy.of(model, processor, profile.policy, inputs.frames_of, policy_digest(base))
+    history = History(
+        by_stream(inputs.segments),
+        inputs.strong,
+        phase.history,
+        profile.policy.window,
+        phase.batch,
+        phase.off_policy_steps,
+        seed,
+    )
+    resume = last_checkpoint(checkpoints)
+    if resume:
+        history.restore(read_json(resume / SLOTS_FILE))
+    trainer = PackedGSPOTrainer(
+        policy,
+        processor,
+        profile,
+        history,
+        partial(reward_group, judges=inputs.judges, settings=profile.reward),
+        gspo_config(profile, seed, checkpoints),
+    )
+    report_to(trainer, progress)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    write_json(checkpoints.parent / "training.json", _curves(trainer.state.log_history))
+
+
+def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    steps = [entry for entry in log if "reward" in entry]
+    return [{"step": e["step"], **{n: round(e[n], 6) for n in (*_CURVES, *_RATES) if n in e}} for e in steps]
+
+
+def _validate_all(checkpoints: Path, inputs: PhaseOneInputs, profile: Profile) -> dict[int, float]:
+    scores = {}
+    for folder in checkpoints.glob(f"checkpoint-*/{SLOTS_FILE}"):
+        kept = folder.parent / "validation.json"
+        if not kept.exists():
+            policy = TransformersPolicy.load(folder.parent, profile.policy, inputs.frames_of)
+            write_json(kept, {"score": inputs.validate(policy)})
+        scores[int(folder.parent.name.rsplit("-", 1)[1])] = float(read_json(kept)["score"])
+    return scores
+
+
+def _export(base: Path, checkpoint: Path, target: Path) -> Path:
+    """The picked weights with the base's tokenizer, processor and chat template."""
+    _, processor = load_checkpoint(base)
+    model, _ = load_checkpoint(checkpoint)
+    temporary = target.with_name(f".{target.name}.partial")
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    replace_directory(temporary, target)
+    return target

@@ -1,0 +1,69 @@
+"""What several stages read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+
+from taskmem.config import Profile
+from taskmem.errors import UserError
+from taskmem.policy.encoding import FramesOf, clip_reader
+from taskmem.policy.stream import by_stream, window_context
+from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, prepare_process
+from taskmem.records import Context, Rollouts, Segment, read_records
+from taskmem.steer import read_adapter
+from taskmem.video.frames import read_clip
+
+SEGMENTS = "segments.jsonl"
+MEMORIES = "memories.jsonl"
+QUESTIONS = "questions.jsonl"
+EVENTS = "events.jsonl"
+ROLLOUTS = "rollouts.jsonl"
+JUDGEMENTS = "judgements.jsonl"
+PREFERENCES = "preferences.jsonl"
+COMPARISONS = "comparisons.jsonl"
+GRADED = "graded.jsonl"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Segments and the means to read their frames."""
+
+    segments: list[Segment]
+    frames_of: FramesOf
+
+
+def footage(folder: Path, profile: Profile) -> Footage:
+    """The segments of a segmentation's output folder."""
+    limits = profile.video.limits
+    return Footage(read_records(folder / SEGMENTS, Segment), clip_reader(folder, lambda path: read_clip(path, limits)))
+
+
+def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path | None = None) -> TransformersPolicy:
+    """The policy of a checkpoint folder, steered by the adapter in `adapter` if one is given."""
+    prepare_process()
+    model, processor = load_checkpoint(path)
+    policy = TransformersPolicy.of(model, processor, profile.policy, frames_of, policy_digest(path))
+    if adapter is not None:
+        try:
+            read_adapter(adapter)
+            # PEFT puts the steer layer into `model` itself, which the policy goes on using
+            PeftModel.from_pretrained(model, str(adapter))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{adapter}: {error}") from None
+        policy.adapter = adapter.name
+    return policy
+
+
+def contexts_of(rollouts: list[Rollouts], segments: list[Segment], profile: Profile) -> list[Context]:
+    """The contexts of cached rollouts, rebuilt from the segments and the memories kept with them."""
+    streams = by_stream(segments)
+    contexts = []
+    for cached in rollouts:
+        stream = streams.get(cached.stream, [])
+        position = next((i for i, s in enumerate(stream) if s.index == cached.index), None)
+        if position is not None:
+            memories = {m.index: m.text for m in cached.memories}
+            contexts.append(window_context(stream, memories, position, profile.policy.window))
+    return contexts
