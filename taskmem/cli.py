@@ -92,7 +92,8 @@ def segment(
 
     with _stage("segment") as progress:
         summary = segmentation(videos, load_profile(profile), out, progress)
-    console.print(f"{summary}", highlight=False, markup=False)
+    counts = f"{summary.videos} videos, {summary.streams} streams, {summary.segments} segments"
+    console.print(f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
 
 
 @app.command("phase-one")

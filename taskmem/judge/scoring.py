@@ -30,13 +30,13 @@ def judge_group(context: Context, group: Sequence[Written], judges: Judges, memo
             judgements.append(Judgement(context=context.id, candidate=number, format_ok=False, within_budget=False))
             continue
         if written.memory not in known:
-            within = written.memory_tokens <= memory_budget
-            known[written.memory] = _judge(context, number, written.memory, within, judges)
-        judgements.append(known[written.memory].model_copy(update={"candidate": number}))
+            known[written.memory] = _judge(context, number, written.memory, judges)
+        own = {"candidate": number, "within_budget": written.memory_tokens <= memory_budget}
+        judgements.append(known[written.memory].model_copy(update=own))
     return judgements
 
 
-def _judge(context: Context, number: int, memory: str, within: bool, judges: Judges) -> Judgement:
+def _judge(context: Context, number: int, memory: str, judges: Judges) -> Judgement:
     identities = (judges.fidelity.identity, judges.redundancy.identity)
     try:
         fidelity = judges.fidelity.fidelity(context, memory)
@@ -46,16 +46,16 @@ def _judge(context: Context, number: int, memory: str, within: bool, judges: Jud
             context=context.id,
             candidate=number,
             format_ok=True,
-            within_budget=within,
+            within_budget=True,
             unscored=True,
-            reason=str(error),
+            reason=str(error) or type(error).__name__,
             judges=identities,
         )
     return Judgement(
         context=context.id,
         candidate=number,
         format_ok=True,
-        within_budget=within,
+        within_budget=True,
         faithful=fidelity.faithful,
         coherent=fidelity.coherent and faces_well_formed(memory),
         non_redundant=non_redundant,

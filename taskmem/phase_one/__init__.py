@@ -1,1 +1,1 @@
-"""phase_one."""
+"""Phase One: GSPO teaches the policy how to memorize (METHOD section 3)."""

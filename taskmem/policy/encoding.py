@@ -48,11 +48,13 @@ class PromptEncoder:
         self.settings = settings
         self._processor = processor
         self._frames_of = frames_of
-        self._kept: OrderedDict[str, ClipFeatures] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, float], ClipFeatures] = OrderedDict()
         self._kept_clips = kept_clips
         self.video_id: int = processor.video_token_id
         self.pad_id: int = self.tokenizer.pad_token_id
         self.end_id: int = self.tokenizer.eos_token_id
+        # a completion that held one would have no picture to go with it
+        self.forbidden_ids: tuple[int, ...] = (processor.video_token_id, processor.image_token_id)
 
     def read_with(self, frames_of: FramesOf) -> None:
         """Read clips from another place from now on; those kept stay, for they are kept by content."""
@@ -60,14 +62,17 @@ class PromptEncoder:
 
     def clip(self, segment: Segment) -> ClipFeatures:
         """The clip's features, from the cache if it was seen."""
-        known = self._kept.pop(segment.sha256, None)
-        features = known or self._process(self._frames_of(segment), segment.fps)
-        self._kept[segment.sha256] = features
+        key = (segment.sha256, segment.fps)
+        features = self._kept.pop(key, None) or self._process(self._frames_of(segment), segment.fps)
+        self._kept[key] = features
         if len(self._kept) > self._kept_clips:
             self._kept.popitem(last=False)
         return features
 
     def _process(self, frames: Frames, fps: float) -> ClipFeatures:
+        # a last, short segment may have fewer frames than one temporal patch
+        missing = max(0, self._processor.video_processor.temporal_patch_size - len(frames))
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, 0)])
         metadata = VideoMetadata(total_num_frames=len(frames), fps=fps, frames_indices=list(range(len(frames))))
         out = self._processor.video_processor(
             videos=[frames],

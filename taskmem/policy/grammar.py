@@ -11,7 +11,7 @@ from typing import Any
 OPEN, CLOSE = "<think>", "</think>"
 _SPECIAL = re.compile(r"<\|[^|>]*\|>")
 _FACE_LIKE = re.compile(r"<[^<>]*face[^<>]*>|\bface_\w*", re.IGNORECASE)
-_FACE = re.compile(r"<face_\d+>")
+_FACE = re.compile(r"<face_[0-9]+>")
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ def _single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _violation(answer: str) -> tuple[str | None, str | None]:
+def _memory_or_violation(answer: str) -> tuple[str | None, str | None]:
     try:
         value = json.loads(answer, object_pairs_hook=_single_keys)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not one JSON object: {error}"
     if not isinstance(value, dict) or list(value) != ["description"]:
         return None, 'the JSON is not an object with exactly the key "description"'
     memory = value["description"]
     if not isinstance(memory, str) or not memory.strip():
         return None, '"description" is not a non-empty string'
-    if _SPECIAL.search(memory):
+    if any("\ud800" <= c <= "\udfff" for c in memory):
+        return None, "half a surrogate pair stands in the memory"  # valid JSON, but no text
+    if _SPECIAL.search(memory) or OPEN in memory or CLOSE in memory:
         return None, "a control token stands in the memory"
     return memory.strip(), None
 
@@ -51,7 +53,7 @@ def parse(completion: str) -> Output:
         return Output(completion, None, f"{CLOSE} is missing")
     if CLOSE in answer or OPEN in completion:
         return Output(thinking, None, "the think tags are not closed exactly once")
-    memory, violation = _violation(answer.strip())
+    memory, violation = _memory_or_violation(answer.strip())
     return Output(thinking, memory, violation)
 
 

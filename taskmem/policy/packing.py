@@ -38,13 +38,17 @@ def _warpers(sampling: Sampling) -> list[Any]:
 class _Sampler:
     """Draws by the Gumbel trick with one generator per prompt, so that a prompt's draws do not depend on its batch."""
 
-    def __init__(self, seeds: Sequence[int], n: int, sampling: Sampling, device: torch.device) -> None:
+    def __init__(
+        self, seeds: Sequence[int], n: int, sampling: Sampling, forbidden: Sequence[int], device: torch.device
+    ) -> None:
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self._n = n
         self._warpers = _warpers(sampling)
+        self._forbidden = list(forbidden)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.float()
+        scores[:, self._forbidden] = -torch.inf
         for warper in self._warpers:
             scores = warper(None, scores)
         shape = (self._n, scores.shape[-1])
@@ -67,7 +71,7 @@ def sample_groups(
     cache.batch_repeat_interleave(n)
     mask = inputs["attention_mask"].repeat_interleave(n, 0)
     position = mask.sum(1, keepdim=True) + model.model.rope_deltas.repeat_interleave(n, 0)
-    sampler = _Sampler(seeds, n, encoder.settings.sampling, model.device)
+    sampler = _Sampler(seeds, n, encoder.settings.sampling, encoder.forbidden_ids, model.device)
     logits = model.lm_head(out.last_hidden_state[:, -1]).repeat_interleave(n, 0)
     done = torch.zeros(len(mask), dtype=torch.bool, device=model.device)
     drawn: list[torch.Tensor] = []
@@ -109,10 +113,13 @@ def score_groups(
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     completions, kept = _stack(groups, encoder.pad_id, model.device)
     batch, group, length = completions.shape
+    # a placeholder inside a completion has no picture to go with it
+    placeholder = torch.isin(completions, torch.tensor(encoder.forbidden_ids, device=model.device))
+    shown = completions.masked_fill(placeholder, encoder.pad_id)
     prompt_length = inputs["input_ids"].shape[1]
     hidden = model.model(
-        input_ids=torch.cat([inputs["input_ids"], completions.view(batch, -1)], 1),
-        attention_mask=_block_mask(inputs["attention_mask"], kept)[:, None],
+        input_ids=torch.cat([inputs["input_ids"], shown.view(batch, -1)], 1),
+        attention_mask=_additive(_block_mask(inputs["attention_mask"], kept)[:, None], model.dtype),
         position_ids=_positions(model, inputs, group, length),
         pixel_values_videos=inputs["pixel_values_videos"],
         video_grid_thw=inputs["video_grid_thw"],
@@ -132,6 +139,8 @@ def score_groups(
 def _stack(
     groups: Sequence[Sequence[Sequence[int]]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if len({len(group) for group in groups}) != 1 or not all(tokens for group in groups for tokens in group):
+        raise ValueError("score_groups: every group needs the same number of completions, none of them empty")
     length = max(len(tokens) for group in groups for tokens in group)
     ids = [[[*tokens, *[pad] * (length - len(tokens))] for tokens in group] for group in groups]
     kept = [[[i < len(tokens) for i in range(length)] for tokens in group] for group in groups]
@@ -149,6 +158,11 @@ def _positions(model: Any, inputs: dict[str, torch.Tensor], group: int, length: 
     following = inputs["attention_mask"].sum(1, keepdim=True) + delta
     of_completions = (following + torch.arange(length, device=following.device)).repeat(1, group)
     return torch.cat([of_prompt, of_completions.expand(3, -1, -1)], 2)
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask every attention implementation reads alike: 0 where a query may look, the lowest number elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _block_mask(prompt_mask: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

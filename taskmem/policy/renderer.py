@@ -3,6 +3,7 @@
 The checkpoint's own chat template turns the messages into tokens, so that any OpenAI-compatible server renders the same ids.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ def clock(seconds: float) -> str:
     return f"{whole // 60:02d}:{whole % 60:02d}"
 
 
+_TAG = re.compile(r"<(?!face_[0-9]+>)(?=[|/A-Za-z])")
+
+
 def plain(text: str) -> str:
-    """Text of others with control tokens defused: the tokenizer would read <|...|> as structure."""
-    return text.replace("<|", "< |")
+    """Text of others on one line, with tags other than <face_N> defused: a tokenizer would read some of them as structure."""
+    return _TAG.sub("< ", " ".join(text.split()))
 
 
 def task_prompt(questions: Sequence[Question], shown: int) -> str:

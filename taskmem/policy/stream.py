@@ -55,7 +55,7 @@ def watch(
     """
     kept: dict[str, dict[int, str]] = {name: {} for name in streams}
     written: dict[tuple[str, int], tuple[Memory, Context]] = {}
-    longest = max(len(segments) for segments in streams.values())
+    longest = max((len(segments) for segments in streams.values()), default=0)
     for position in range(longest):
         names = [name for name in sorted(streams) if position < len(streams[name])]
         contexts = [window_context(streams[name], kept[name], position, window, task) for name in names]

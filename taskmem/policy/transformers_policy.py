@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoProcessor, Qwen3VLMoeForConditionalGeneration
+from safetensors import SafetensorError
+from transformers import AutoProcessor, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from taskmem.config import PolicySettings
@@ -16,7 +17,7 @@ from taskmem.policy.grammar import CLOSE, parse
 from taskmem.policy.packing import sample_groups
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
-from taskmem.records import Context
+from taskmem.records import Context, one_line, read_json
 
 ROWS = 128  # completions sampled at once
 
@@ -27,11 +28,27 @@ def policy_digest(path: Path) -> str:
 
 
 def load_checkpoint(path: Path) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint folder (safetensors only); UserError if it is none."""
+    """Model and processor of a checkpoint folder (safetensors only); UserError if it is none or not whole."""
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no policy checkpoint (config.json is missing); give the folder that phase-one wrote")
-    model = Qwen3VLMoeForConditionalGeneration.from_pretrained(path, use_safetensors=True, local_files_only=True)
-    return model.eval(), AutoProcessor.from_pretrained(path, local_files_only=True)
+    kind = read_json(path / "config.json").get("model_type")
+    if kind != Qwen3VLMoeConfig.model_type:
+        raise UserError(
+            f"{path}/config.json: model_type is {kind}, not {Qwen3VLMoeConfig.model_type}; give another policy"
+        )
+    try:
+        model, report = Qwen3VLMoeForConditionalGeneration.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be loaded ({one_line(str(error))}); copy the checkpoint again") from None
+    wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind])
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} weights are missing or do not fit, first {wrong[0]}; copy the checkpoint again"
+        )
+    return model.eval(), processor
 
 
 def seed_of(*parts: object) -> int:
@@ -82,7 +99,7 @@ class TransformersPolicy:
         at_once = max(1, ROWS // n)
         for start in range(0, len(contexts), at_once):
             part = contexts[start : start + at_once]
-            seeds = [seed_of(seed, context.id) for context in part]
+            seeds = [seed_of(seed, n, context.id) for context in part]
             groups = sample_groups(self.model, self.encoder, [self.prompt(c) for c in part], n, seeds)
             written += [[self.completion(tokens) for tokens in group] for group in groups]
         return written

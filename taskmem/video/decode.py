@@ -179,11 +179,25 @@ class Decoder:
         except MemoryError:
             raise
         except av.FFmpegError:
+            if packet is not None and packet.is_keyframe:
+                self._check_declared_size(packet)
             self._damage()
             return []
         if packet is not None:
             self._lost = False
         return frames
+
+    def _check_declared_size(self, packet: Packet) -> None:
+        """RefusedError if the size is why the packet was not decoded: FFmpeg keeps the limit but does not say so."""
+        parser = av.CodecContext.create(self._source.video.codec_context.name, "r")
+        try:
+            parser.parse(bytes(packet))
+            parser.parse(None)
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            return
+        check_size(parser.width, parser.height, self._limits)
 
     def _damage(self) -> None:
         self._damaged += 1

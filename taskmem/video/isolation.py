@@ -37,8 +37,7 @@ class DecodingWorker:
     otherwise a fresh worker tries it again. Nothing that a crashed worker made is kept.
     """
 
-    def __init__(self, settings: VideoSettings):
-        self._settings = settings
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._served = 0
@@ -51,7 +50,7 @@ class DecodingWorker:
     ) -> None:
         self.stop()
 
-    def cut(self, descriptor: int, take: Callable[[Clip], None]) -> Cut:
+    def cut(self, descriptor: int, settings: VideoSettings, take: Callable[[Clip], None]) -> Cut:
         """Cut the file behind `descriptor`; `take` gets each clip in turn, from index 0, and again from 0 on a retry.
 
         Raises RefusedError if the file cannot be used, crashes the decoder or needs more than MAX_MEMORY_BYTES;
@@ -60,17 +59,17 @@ class DecodingWorker:
         """
         fresh = not self._served
         try:
-            return self._attempt(descriptor, take)
+            return self._attempt(descriptor, settings, take)
         except _FaultError:
             self.stop()
             if fresh:
                 raise
-        return self.cut(descriptor, take)
+        return self.cut(descriptor, settings, take)
 
-    def _attempt(self, descriptor: int, take: Callable[[Clip], None]) -> Cut:
+    def _attempt(self, descriptor: int, settings: VideoSettings, take: Callable[[Clip], None]) -> Cut:
         channel = self._channel or self._start()
         self._served += 1
-        answer, data = self._exchange(channel, {"settings": self._settings.model_dump_json()}, [descriptor])
+        answer, data = self._exchange(channel, {"settings": settings.model_dump_json()}, [descriptor])
         while answer["kind"] == "clip":
             sides = answer["width"], answer["height"]
             take(Clip(answer["index"], data, *sides, Fraction(answer["end"]), answer["total"]))
@@ -151,7 +150,7 @@ class DecodingWorker:
 
 
 def _environment() -> dict[str, str]:
-    """The worker imports what this process would, and neither library it needs may start threads."""
+    """Makes the worker import what this process would, and keeps NumPy from starting threads."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

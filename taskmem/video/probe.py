@@ -130,6 +130,10 @@ def _described(container: InputContainer, limits: VideoLimits) -> Opened:
     video.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     video.codec_context.thread_count = 1  # more threads hold more frames, and damage then shows in another order
     rate = video.average_rate or video.guessed_rate
+    if container.format.name.startswith("mov") and video.frames and not len(video.index_entries):
+        raise RefusedError(
+            f"its index of {video.frames} frames cannot be built"
+        )  # no memory, mostly; FFmpeg goes on without
     slowest, fastest = Fraction(1), 1 / Fraction(limits.max_fps)
     frame_seconds = min(max(1 / Fraction(rate), fastest), slowest) if rate and rate > 0 else Fraction(1, 25)
     return Opened(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -73,7 +74,11 @@ class _Job:
 
 
 def segment_videos(
-    videos: Path, out: Path, settings: VideoSettings, progress: Progress | None = None
+    videos: Path,
+    out: Path,
+    settings: VideoSettings,
+    progress: Progress | None = None,
+    worker: DecodingWorker | None = None,
 ) -> SegmentationSummary:
     """Cut every video below the folder `videos` (or the one file) into segments under `out`.
 
@@ -84,9 +89,10 @@ def segment_videos(
     subtitle file and the settings are unchanged and its clips are whole. `progress` is called after each segment; the
     next one waits for it.
 
-    Decoding runs in a worker process of this one. A video that crashes it, needs too much memory or makes no progress
-    is refused as a whole, since nothing that a crashed decoder made can be trusted; the others go on in a fresh worker.
-    Where the file itself is at fault the refusal is kept for later runs; a stalled or killed one is tried again.
+    Decoding runs in a worker process: in `worker`, which calls may share one after another, or in one for this call. A
+    video that crashes it, needs too much memory or makes no progress is refused as a whole, since nothing that a
+    crashed decoder made can be trusted; the others go on in a fresh worker. Where the file itself is at fault the
+    refusal is kept for later runs; a stalled or killed one is tried again.
 
     Raises UserError if `videos` does not exist, holds no file that may be a video, or holds `out`.
     """
@@ -98,9 +104,9 @@ def segment_videos(
     _clean(out, {f.stream for f in found})
     segments: list[Segment] = []
     reused = 0
-    with DecodingWorker(settings) as worker:
+    with nullcontext(worker) if worker else DecodingWorker() as decoder:
         for video in found:
-            result, kept = _one(_Job(video, out, settings, progress, worker))
+            result, kept = _one(_Job(video, out, settings, progress, decoder))
             segments += result.segments
             refusals += result.refusals
             reused += kept
@@ -204,7 +210,7 @@ def _segment(job: _Job, descriptor: int, sidecar: Sidecar | None, complaint: Ref
         if job.progress is not None:
             job.progress(job.found.stream, float(clip.end), clip.total)
 
-    cut = job.worker.cut(descriptor, take)
+    cut = job.worker.cut(descriptor, job.settings, take)
     if not job.clips:
         raise RefusedError(f"{cut.end.cut}; no whole segment before it" if cut.end.cut else "no frame could be decoded")
     turns = cut.turns if sidecar is None else sidecar.turns

@@ -57,7 +57,7 @@ def restrict(max_memory_bytes: int) -> None:
     }
     for kind, value in wanted.items():
         present = resource.getrlimit(kind)
-        lower = min(value, *(limit for limit in present if limit != resource.RLIM_INFINITY))
+        lower = min([value, *(limit for limit in present if limit != resource.RLIM_INFINITY)])
         resource.setrlimit(kind, (lower, lower))
 
 

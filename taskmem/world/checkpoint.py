@@ -158,8 +158,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLMoeForC
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = Qwen3VLMoeForConditionalGeneration(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3VLMoeForConditionalGeneration(config)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model

@@ -3,17 +3,19 @@
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import model_validator
 
 from taskmem.errors import UserError
 from taskmem.files import sha256_bytes
 from taskmem.judge.protocols import Fidelity, JudgeError, Judges, Position
 from taskmem.records import Context, Index, Judge, Memory, Name, Question, Record, iter_records
-from taskmem.world.facts import ROOM, TYPES, Facts, describe, read_against, read_facts, well_formed
+from taskmem.world.facts import ROOM, TYPES, VALUES, Facts, describe, read_against, read_facts, well_formed
 from taskmem.world.questions import understand
 
 MODEL = "rendered-world-v1"
+TIE = 0.2  # one question of five is within a judge's noise
 
 
 class Truth(Record):
@@ -21,7 +23,13 @@ class Truth(Record):
 
     stream: Name
     index: Index
-    facts: dict[str, str] = Field(min_length=len(TYPES), max_length=len(TYPES))
+    facts: dict[str, str]
+
+    @model_validator(mode="after")
+    def _of_this_world(self) -> Self:
+        if set(self.facts) != set(TYPES) or any(value not in VALUES[kind] for kind, value in self.facts.items()):
+            raise ValueError("facts need one of the world's values for each of its types")
+        return self
 
 
 class WorldTruth:
@@ -29,6 +37,8 @@ class WorldTruth:
 
     def __init__(self, truths: Sequence[Truth]) -> None:
         self._facts: Mapping[tuple[str, int], Facts] = {(t.stream, t.index): t.facts for t in truths}
+        if len(self._facts) != len(truths):
+            raise UserError("the truth of a segment is given twice; give each split's truth.jsonl once")
 
     @classmethod
     def read(cls, *paths: Path) -> "WorldTruth":
@@ -108,7 +118,10 @@ class WorldRichness:
 
 
 class WorldHelpfulness:
-    """More useful: states facts of the types that the questions ask for, right or wrong: no answer is known here."""
+    """More useful: states facts of the types that the questions ask for, right or wrong: no answer is known here.
+
+    A difference of at most a fifth of the questions is a tie.
+    """
 
     identity = _identity("helpfulness")
 
@@ -118,8 +131,7 @@ class WorldHelpfulness:
         if not kinds:
             raise JudgeError("none of the questions is one of this world's")
         scores = [sum(kind in read_facts(memory) for kind in kinds) for memory in (first, second)]
-        # one question of many is within a judge's noise, so it decides nothing
-        if abs(scores[0] - scores[1]) <= 0.2 * len(kinds):
+        if abs(scores[0] - scores[1]) <= TIE * len(kinds):
             return "tie"
         return "first" if scores[0] > scores[1] else "second"
 
@@ -154,7 +166,7 @@ class WorldGrader:
     """Exact match; implements `Grader`."""
 
     def correct(self, question: Question, answer: str) -> bool:
-        """True if the answer is the question's own."""
+        """True if the answer is the question's own; ValueError for a question that carries none."""
         if question.answer is None:
             raise ValueError(f"question {question.id} carries no answer to grade against")
         return answer == question.answer

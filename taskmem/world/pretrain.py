@@ -8,6 +8,7 @@ task prompt, so that the task-prompt arm means something.
 import json
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -89,6 +90,7 @@ class Sampler:
         self.recipe = recipe
         self._rng = random.Random(seed)
         self._noise = np.random.default_rng(seed)
+        self._seed = seed
         self._drawn = 0
 
     def single(self) -> Sample:
@@ -166,7 +168,7 @@ class Sampler:
 
     def _segment(self, index: int) -> Segment:
         self._drawn += 1
-        name = sha256_bytes(f"drawn {self._drawn}")
+        name = sha256_bytes(f"drawn {self._seed} {self._drawn}")
         return Segment(
             stream="drawn",
             index=index,
@@ -207,12 +209,12 @@ class Pretraining:
         """The three stages; UserError if a fact type stays below the recipe's precision."""
         self._train(self.recipe.single, self._sampler.single)
         self._train(self.recipe.windows, lambda: self._sampler.window(noisy=False))
+        precision = self.precision()
         for _ in range(self.recipe.extra_rounds):
-            precision = self.precision()
             if min(precision.values()) >= self.recipe.precision:
                 break
             self._train(self.recipe.extra, lambda: self._sampler.window(noisy=False))
-        precision = self.precision()
+            precision = self.precision()
         weak = {t: round(p, 3) for t, p in precision.items() if p < self.recipe.precision}
         if weak:
             raise UserError(
@@ -226,9 +228,9 @@ class Pretraining:
         self.model.eval()
         right, stated = Counter[str](), Counter[str]()
         sampler = Sampler(self.recipe, self.seed + 1)
-        for _ in range(contexts // 64):
-            samples = [sampler.window(noisy=False) for _ in range(64)]
-            groups = sample_groups(self.model, self._encoder, self._prompts(samples), 1, range(64))
+        for start in range(0, contexts, 64):
+            samples = [sampler.window(noisy=False) for _ in range(min(64, contexts - start))]
+            groups = sample_groups(self.model, self._encoder, self._prompts(samples), 1, range(len(samples)))
             for sample, (tokens,) in zip(samples, groups, strict=True):
                 text = self._encoder.tokenizer.decode(tokens, skip_special_tokens=True)
                 for kind, value in read_facts(parse(text).memory or "").items():
@@ -240,6 +242,7 @@ class Pretraining:
     def save(self, path: Path, precision: Mapping[str, float]) -> None:
         """Write the checkpoint folder with its recipe."""
         temporary = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
         self.model.eval().save_pretrained(temporary)
         self.processor.save_pretrained(temporary)
         measured = {t: round(p, 4) for t, p in precision.items()}

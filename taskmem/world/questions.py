@@ -15,7 +15,7 @@ _TEXT: Mapping[str, str] = {
     DOOR: "what did the door do at {}?",
     LAMPS: "how many lamps at {}?",
 }
-_PATTERN = {t: re.compile(re.escape(text).replace(r"\{\}", r"(\d+):(\d\d)")) for t, text in _TEXT.items()}
+_PATTERN = {t: re.compile(re.escape(text).replace(r"\{\}", r"([0-9]+):([0-9]{2})")) for t, text in _TEXT.items()}
 OPTIONS = 4
 LONGEST_WAIT = 3  # segments between what is asked about and the asking
 

@@ -58,9 +58,6 @@ def test_clips_of_any_length_and_rate_are_what_the_processor_makes_of_them(
     assert_same(encode(encoder, context), by_the_processor(processor, films, context, encoder.settings))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="the processor refuses a clip of one frame, which a short last segment is"
-)
 def test_a_last_segment_of_one_frame_can_be_read(films: Films, encoder_of: Any) -> None:
     encode(encoder_of(), Context(segments=(films.segment(0, frames=1),)))
 
@@ -93,7 +90,6 @@ def test_text_from_outside_smuggles_no_control_token(
     assert controls(hostile) == controls("a red person")
 
 
-@pytest.mark.xfail(strict=True, reason="plain() leaves <think> and </think>, which are tokens of their own")
 @pytest.mark.parametrize("tag", ["<think>", "</think>"])
 def test_text_from_outside_smuggles_no_think_tag(processor: Any, films: Films, encoder_of: Any, tag: str) -> None:
     prompt = encode(encoder_of(), films.context(0, 1, memories=[tag], task=tag))

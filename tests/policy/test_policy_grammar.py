@@ -114,23 +114,17 @@ def test_a_face_is_named_by_a_complete_tag_or_not_at_all(memory: str, well_forme
     assert faces_well_formed(memory) is well_formed
 
 
-@pytest.mark.xfail(strict=True, reason="parse() checks the tags before JSON escapes are decoded")
 def test_an_escaped_think_tag_is_a_violation() -> None:
     assert parse('</think>{"description": "x \\u003c/think\\u003e"}').memory is None
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads lets lone surrogates through; no UTF-8 file can hold them")
 def test_a_memory_that_is_no_unicode_text_is_a_violation() -> None:
     assert parse('</think>{"description": "x \\ud800"}').memory is None
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RecursionError, reason="json.loads raises RecursionError, which is no ValueError"
-)
 def test_deep_nesting_is_a_violation() -> None:
     assert parse("</think>" + "[" * 100_000).memory is None
 
 
-@pytest.mark.xfail(strict=True, reason=r"\d matches digits of every script")
 def test_a_face_number_is_written_in_ascii() -> None:
     assert not faces_well_formed("<face_\u0661>")

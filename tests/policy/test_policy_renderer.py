@@ -80,9 +80,13 @@ def test_no_text_of_others_keeps_a_control_token(text: str) -> None:
     assert not any(token in plain(text) for token in CONTROL)
 
 
-@given(st.text().filter(lambda text: "<|" not in text))
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
-    assert plain(text) == text
+@given(st.text().filter(lambda text: "<" not in text))
+def test_ordinary_text_keeps_its_words_and_stands_on_one_line(text: str) -> None:
+    assert plain(text) == " ".join(text.split())
+
+
+def test_a_face_tag_and_a_comparison_stay_as_they_are() -> None:
+    assert plain("<face_3> lights < 5 lamps") == "<face_3> lights < 5 lamps"
 
 
 def test_task_and_memories_and_instruction_are_all_defused(films: Films, settings: PolicySettings) -> None:
@@ -91,7 +95,6 @@ def test_task_and_memories_and_instruction_are_all_defused(films: Films, setting
     assert not any(token in text for text in texts for token in CONTROL)
 
 
-@pytest.mark.xfail(strict=True, reason="plain() leaves <think> and </think>, which are tokens of their own")
 @pytest.mark.parametrize("token", ["<think>", "</think>"])
 def test_think_tags_of_others_are_defused(token: str) -> None:
     assert token not in plain(f"x {token} y")

@@ -75,7 +75,7 @@ def test_a_low_temperature_comes_to_the_same_as_the_likeliest_token(model: Any, 
     assert sample_groups(model, cold, prompts, 1, [1, 2, 3]) == sample_groups(model, greedy, prompts, 1, [4, 5, 6])
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.5}, {"top_k": 12, "temperature": 2.0}])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_k": 12, "temperature": 2.0}])
 def test_tokens_are_drawn_as_often_as_the_softmax_says(
     model: Any, films: Films, encoder_of: Any, sampling: dict[str, Any]
 ) -> None:
@@ -148,7 +148,6 @@ def test_sampling_leaves_no_gradient(model: Any, films: Films, encoder_of: Any) 
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="nothing keeps placeholders of videos and images from being drawn")
 def test_no_completion_holds_a_placeholder(model: Any, processor: Any, films: Films, encoder_of: Any) -> None:
     encoder = encoder_of({"temperature": 5.0}, max_completion_tokens=20)
     groups = sample_groups(model, encoder, three_prompts(encoder, films), 40, [1, 2, 3])

@@ -107,7 +107,6 @@ def test_entropies_carry_no_gradient(model: Any, films: Films, encoder_of: Any) 
     assert not packed.entropies.requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="eager attention adds the boolean block mask to its scores")
 def test_scores_do_not_depend_on_the_attention_implementation(checkpoint: Any, films: Films, encoder_of: Any) -> None:
     encoder, (model, _) = encoder_of(), load_checkpoint(checkpoint)
     prompts = two_prompts(encoder, films)
@@ -118,9 +117,6 @@ def test_scores_do_not_depend_on_the_attention_implementation(checkpoint: Any, f
     torch.testing.assert_close(eager, sdpa, atol=1e-4, rtol=0)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="a drawn <|video_pad|> is counted as a place for video features"
-)
 def test_a_completion_with_a_placeholder_in_it_can_be_scored(model: Any, films: Films, encoder_of: Any) -> None:
     encoder = encoder_of()
     prompt = two_prompts(encoder, films)[0]

@@ -101,6 +101,5 @@ def test_what_is_written_of_a_stream_does_not_depend_on_the_other_streams(
     assert together[:3] == alone
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="max() of no streams")
 def test_no_streams_give_no_memories() -> None:
     assert watch(Scribe(told), {}, window=2, seed=0) == ([], [])

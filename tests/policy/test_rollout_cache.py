@@ -117,9 +117,6 @@ class Recorder:
         return written
 
 
-@pytest.mark.xfail(
-    strict=True, reason="watching and caching share one seed: the first candidate begins as the memory does"
-)
 def test_candidates_are_drawn_independently_of_the_memory(
     policy: TransformersPolicy, segments: list[Segment], profile: Profile
 ) -> None:

@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
-from video_files import segments, settings, write_video
+from video_files import segment_videos, segments, settings, write_video
 
 from taskmem.files import sha256_bytes
 from taskmem.video.scan import find_videos, stream_names
-from taskmem.video.segment import segment_videos
 
 
 def test_stems_become_names_that_are_safe_everywhere():

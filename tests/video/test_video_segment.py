@@ -7,10 +7,22 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_files import close, grey, levels, pixels, refusals, segments, settings, shade, tree, turn, write_video
+from video_files import (
+    close,
+    grey,
+    levels,
+    pixels,
+    refusals,
+    segment_videos,
+    segments,
+    settings,
+    shade,
+    tree,
+    turn,
+    write_video,
+)
 
 from taskmem.errors import UserError
-from taskmem.video.segment import segment_videos
 
 
 @pytest.mark.parametrize(
@@ -169,28 +181,28 @@ def test_wide_pixels_are_made_square(tmp_path: Path):
 CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 
 
-@pytest.mark.parametrize(
-    ("matrix", "shape", "corner"),
-    [
-        ((1, 0, 0, 1), (48, 64), "top left"),
-        ((0, 1, -1, 0), (64, 48), "top right"),
-        ((-1, 0, 0, -1), (48, 64), "bottom right"),
-        ((0, -1, 1, 0), (64, 48), "bottom left"),
-        ((-1, 0, 0, 1), (48, 64), "top right"),
-        ((0, 1, 1, 0), (64, 48), "top left"),
-    ],
-)
-def test_the_display_matrix_turns_the_frames_upright(tmp_path: Path, matrix, shape, corner):
+TURNED = [
+    ((1, 0, 0, 1), (48, 64), "top left"),
+    ((0, 1, -1, 0), (64, 48), "top right"),
+    ((-1, 0, 0, -1), (48, 64), "bottom right"),
+    ((0, -1, 1, 0), (64, 48), "bottom left"),
+    ((-1, 0, 0, 1), (48, 64), "top right"),
+    ((0, 1, 1, 0), (64, 48), "top left"),
+]
+
+
+def test_the_display_matrix_turns_the_frames_upright(tmp_path: Path):
+    (tmp_path / "in").mkdir()
     picture = grey(20)
     picture[:16, :16] = 230
-    video = write_video(tmp_path / "a.mp4", [picture] * 5)
-    turn(video, matrix)
-    segment_videos(video, tmp_path / "out", settings())
-    (segment,) = segments(tmp_path / "out")
-    (frame,) = pixels(tmp_path / "out", segment)
-    assert frame.shape[:2] == (segment.height, segment.width) == shape
-    bright = {name for name, (y, x) in CORNERS.items() if frame[y, x].mean() > 128}
-    assert bright == {corner}
+    for number, (matrix, _, _) in enumerate(TURNED):
+        turn(write_video(tmp_path / "in" / f"{number}.mp4", [picture] * 5), matrix)
+    segment_videos(tmp_path / "in", tmp_path / "out", settings())
+    for segment, (_, shape, corner) in zip(segments(tmp_path / "out"), TURNED, strict=True):
+        (frame,) = pixels(tmp_path / "out", segment)
+        assert frame.shape[:2] == (segment.height, segment.width) == shape
+        bright = {name for name, (y, x) in CORNERS.items() if frame[y, x].mean() > 128}
+        assert bright == {corner}
 
 
 @pytest.mark.parametrize("colorspace", [1, 5])  # BT.709 and BT.601

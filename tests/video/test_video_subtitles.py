@@ -6,9 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from video_files import refusals, segments, settings, write_video
+from video_files import refusals, segment_videos, segments, settings, write_video
 
-from taskmem.video.segment import segment_videos
 from taskmem.video.subtitles import parse
 
 SRT = """\ufeff1\r

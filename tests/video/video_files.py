@@ -10,7 +10,9 @@ import numpy as np
 
 from taskmem.config import VideoLimits, VideoSettings
 from taskmem.records import Refusal, Segment, read_records
+from taskmem.video import segment
 from taskmem.video.frames import read_clip
+from taskmem.video.isolation import DecodingWorker
 
 LIMITS = VideoLimits(
     max_bytes=1 << 30, max_pixels=8192 * 4320, max_seconds=86400, max_fps=240, max_subtitle_bytes=1 << 20
@@ -20,6 +22,16 @@ LIMITS = VideoLimits(
 def settings(*, fps: float = 0.2, longest_side: int = 64, **limits: float) -> VideoSettings:
     changed = VideoLimits.model_validate({**LIMITS.model_dump(), **limits})
     return VideoSettings(segment_seconds=10, fps=fps, longest_side=longest_side, limits=changed)
+
+
+_WORKER = DecodingWorker()
+
+
+def segment_videos(
+    videos: Path, out: Path, chosen: VideoSettings, progress: segment.Progress | None = None
+) -> segment.SegmentationSummary:
+    """The function under test in a worker that the tests share, which saves each of them the start of its own."""
+    return segment.segment_videos(videos, out, chosen, progress, _WORKER)
 
 
 def grey(level: int, width: int = 64, height: int = 48) -> np.ndarray:

@@ -44,6 +44,7 @@ def test_what_does_not_persist_is_not_answered_from_another_moment(memory_of: Ca
     told = {"figure": "a red person", "object": "carries a cup", "door": "the door shut", "lamps": "shows one lamps"}[
         kind
     ]
+    assert answer(question(kind, 10.0), memory_of(0, told)) is None
     memories = [memory_of(0, told), memory_of(1, "in the kitchen"), memory_of(2, told)]
     assert answer(question(kind, 15.0), *memories) is None
     assert answer(question(kind, 5.0), *memories) is not None

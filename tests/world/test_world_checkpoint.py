@@ -80,7 +80,6 @@ def test_the_model_is_tiny_and_of_the_real_class(tokenizer: Any) -> None:
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-@pytest.mark.xfail(strict=True, reason="torch.manual_seed moves the global generator")
 def test_building_a_model_leaves_the_global_generator_alone(tokenizer: Any) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
