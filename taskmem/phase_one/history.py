@@ -19,7 +19,10 @@ StrongMemory = Callable[[str, int], str]
 
 @dataclass
 class Slot:
-    """One on-policy place: stream, where its history began, the current position, and its memories by segment index."""
+    """One on-policy place: its stream, where its history began and is now (positions in the stream's list of segments).
+
+    `memories` are those it has, by segment index.
+    """
 
     stream: str
     start: int
@@ -59,9 +62,10 @@ class History:
     def contexts(self, step: int) -> list[Context]:
         """One context per slot for this step."""
         if step < self._off_policy_steps:
-            return [self._off_policy(self._rng("off", step, i)) for i in range(self._count)]
+            return [self._off_policy(*place) for place in self._places(self._rng("off", step))]
         if not self.slots:
-            self.slots = [self._resampled(self._rng("first", step, i)) for i in range(self._count)]
+            for i in range(self._count):
+                self.slots.append(self._resampled(self._rng("first", step, i)))
         return [self._on_policy(slot) for slot in self.slots]
 
     def advance(self, step: int, valid: Sequence[Sequence[str]]) -> None:
@@ -95,19 +99,26 @@ class History:
             return True
         return consumed <= self._settings.n_max and rng.random() < self._settings.extend_probability
 
+    def _places(self, rng: random.Random) -> list[tuple[str, int]]:
+        """Different places for all slots, as far as there are so many: equal contexts would give equal rollouts."""
+        every = [(name, i) for name, segments in self._streams.items() for i in range(len(segments))]
+        if len(every) < self._count:
+            return rng.choices(every, k=self._count)
+        return rng.sample(every, self._count)
+
     def _resampled(self, rng: random.Random) -> Slot:
-        stream = rng.choice(list(self._streams))
-        start = rng.randrange(len(self._streams[stream]))
+        """A new video, one that no slot holds if there is one, and a start with room for n_min clips if it is long enough."""
+        held = {slot.stream for slot in self.slots}
+        stream = rng.choice([name for name in self._streams if name not in held] or list(self._streams))
+        start = rng.randrange(max(1, len(self._streams[stream]) - self._settings.n_min + 1))
         return Slot(stream, start, start)
 
     def _on_policy(self, slot: Slot) -> Context:
         window = min(self._window, slot.consumed)
         return window_context(self._streams[slot.stream], slot.memories, slot.position, window)
 
-    def _off_policy(self, rng: random.Random) -> Context:
-        stream = rng.choice(list(self._streams))
+    def _off_policy(self, stream: str, position: int) -> Context:
         segments = self._streams[stream]
-        position = rng.randrange(len(segments))
         earlier = segments[max(0, position - self._window + 1) : position]
         memories = {s.index: self._strong(stream, s.index) for s in earlier}
         return window_context(segments, memories, position, self._window)

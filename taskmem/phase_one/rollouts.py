@@ -54,16 +54,24 @@ def _ranks(context: Context, memories: Sequence[str], judges: Judges) -> list[fl
 
 
 def summarise(groups: Sequence[Group]) -> Mapping[str, float]:
-    """Means over all rollouts: each term, the total of the scored ones, lengths and shares."""
+    """Means over the rollouts: reward and its terms over the scored ones (absent if there are none), lengths and shares.
+
+    `unscored` alone is a count.
+    """
     flat = [(c, j, r) for g in groups for c, j, r in zip(g.completions, g.judgements, g.rewards, strict=True)]
     scored = [r for _, _, r in flat if r.scored]
-    count, rated = len(flat), max(1, len(scored))
+    count = len(flat)
+    terms: dict[str, float] = {}
+    if scored:
+        terms = {
+            "reward": sum(r.total or 0.0 for r in scored) / len(scored),
+            "format_reward": sum(r.format for r in scored) / len(scored),
+            "length_reward": sum(r.length for r in scored) / len(scored),
+            "quality_reward": sum(r.quality for r in scored) / len(scored),
+            "richness_reward": sum(r.richness for r in scored) / len(scored),
+        }
     return {
-        "reward": sum(r.total or 0.0 for r in scored) / rated,
-        "format_reward": sum(r.format for r in scored) / rated,
-        "length_reward": sum(r.length for r in scored) / rated,
-        "quality_reward": sum(r.quality for r in scored) / rated,
-        "richness_reward": sum(r.richness for r in scored) / rated,
+        **terms,
         "memory_tokens": sum(c.memory_tokens for c, _, _ in flat) / count,
         "think_tokens": sum(c.think_tokens for c, _, _ in flat) / count,
         "format_rate": sum(j.format_ok for _, j, _ in flat) / count,

@@ -1,10 +1,15 @@
 """Phase One, from base policy to policy: GSPO, resumable, the checkpoint picked on the development split."""
 
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+import torch
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -16,13 +21,16 @@ from taskmem.phase_one.trainer import SLOTS_FILE, PackedGSPOTrainer, gspo_config
 from taskmem.policy.encoding import FramesOf
 from taskmem.policy.stream import by_stream
 from taskmem.policy.training import report_to
-from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest
+from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, load_processor, policy_digest
 from taskmem.progress import Progress, silent
 from taskmem.records import Segment, read_json, write_json
 
 Validate = Callable[[TransformersPolicy], float]
-_CURVES = ("loss", "kl", "entropy", "grad_norm", "reward", "format_reward", "length_reward", "quality_reward")
-_RATES = ("richness_reward", "memory_tokens", "think_tokens", "format_rate", "quality_rate", "unscored")
+_METRICS = (
+    *("loss", "kl", "entropy", "grad_norm"),
+    *("reward", "format_reward", "length_reward", "quality_reward", "richness_reward"),
+    *("memory_tokens", "think_tokens", "format_rate", "quality_rate", "unscored"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,18 @@ def train_phase_one(
     scores = _validate_all(checkpoints, inputs, profile)
     best = max(sorted(scores), key=lambda step: scores[step])
     write_json(out / "validation.json", {"picked": best, "scores": {str(s): scores[s] for s in sorted(scores)}})
-    return _export(base, checkpoints / f"checkpoint-{best}", out / "policy")
+    updates = profile.phase_one.batch // profile.phase_one.mini_batch
+    return _export(base, checkpoints / f"checkpoint-{best * updates}", out / "policy")
 
 
 def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path) -> None:
+    deciding = profile.model_dump(mode="json", include={"policy", "reward", "phase_one"})
+    judges = (inputs.judges.fidelity, inputs.judges.redundancy, inputs.judges.richness)
     run = {
         "base": policy_digest(base),
-        "segments": sha256_bytes(canonical_json([s.sha256 for s in inputs.segments])),
-        "settings": sha256_bytes(canonical_json(profile.model_dump(mode="json"))),
+        "segments": sha256_bytes(canonical_json([s.model_dump(mode="json") for s in inputs.segments])),
+        "settings": sha256_bytes(canonical_json(deciding)),
+        "judges": [judge.identity.model_dump(mode="json") for judge in judges],
         "seed": seed,
     }
     marker = checkpoints / "run.json"
@@ -75,7 +87,8 @@ def _train(
     base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path, progress: Progress
 ) -> None:
     phase = profile.phase_one
-    model, processor = load_checkpoint(base)
+    # in bf16 an update of 1e-6 is lost in rounding, so the weights being trained are fp32; the forward is autocast
+    model, processor = load_checkpoint(base, dtype=torch.float32)
     policy = TransformersPolicy.of(model, processor, profile.policy, inputs.frames_of, policy_digest(base))
     history = History(
         by_stream(inputs.segments),
@@ -97,33 +110,48 @@ def _train(
         partial(reward_group, judges=inputs.judges, settings=profile.reward),
         gspo_config(profile, seed, checkpoints),
     )
-    report_to(trainer, progress)
+    updates = phase.batch // phase.mini_batch
+    report_to(trainer, lambda done, total: progress(done // updates, total // updates))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    write_json(checkpoints.parent / "training.json", _curves(trainer.state.log_history))
+    curves = _curves(trainer.state.log_history, updates)
+    if not all(math.isfinite(value) for step in curves for value in step.values()):
+        raise UserError(f"{checkpoints}: the loss is no longer finite; lower phase_one.learning_rate and start anew")
+    write_json(checkpoints.parent / "training.json", curves)
 
 
-def _curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    steps = [entry for entry in log if "reward" in entry]
-    return [{"step": e["step"], **{n: round(e[n], 6) for n in (*_CURVES, *_RATES) if n in e}} for e in steps]
+def _curves(log: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, float]]:
+    """One entry per step: the mean of each metric over the step's optimiser updates."""
+    of_step: dict[int, list[Mapping[str, Any]]] = {}
+    for entry in log:
+        if "loss" in entry:
+            of_step.setdefault(1 + (entry["step"] - 1) // updates, []).append(entry)
+    return [
+        {"step": step, **{n: round(mean(e[n] for e in es if n in e), 6) for n in _METRICS if any(n in e for e in es)}}
+        for step, es in sorted(of_step.items())
+    ]
 
 
 def _validate_all(checkpoints: Path, inputs: PhaseOneInputs, profile: Profile) -> dict[int, float]:
+    updates = profile.phase_one.batch // profile.phase_one.mini_batch
     scores = {}
     for folder in checkpoints.glob(f"checkpoint-*/{SLOTS_FILE}"):
         kept = folder.parent / "validation.json"
         if not kept.exists():
-            policy = TransformersPolicy.load(folder.parent, profile.policy, inputs.frames_of)
+            # a checkpoint is not published, so a name does for a digest
+            digest = sha256_bytes(folder.parent.name)
+            policy = TransformersPolicy.of(*load_checkpoint(folder.parent), profile.policy, inputs.frames_of, digest)
             write_json(kept, {"score": inputs.validate(policy)})
-        scores[int(folder.parent.name.rsplit("-", 1)[1])] = float(read_json(kept)["score"])
+        scores[int(folder.parent.name.rsplit("-", 1)[1]) // updates] = float(read_json(kept)["score"])
     return scores
 
 
 def _export(base: Path, checkpoint: Path, target: Path) -> Path:
     """The picked weights with the base's tokenizer, processor and chat template."""
-    _, processor = load_checkpoint(base)
     model, _ = load_checkpoint(checkpoint)
+    saved = read_json(base / "config.json").get("dtype") or "float32"
     temporary = target.with_name(f".{target.name}.partial")
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.to(getattr(torch, saved)).save_pretrained(temporary)
+    load_processor(base).save_pretrained(temporary)
     replace_directory(temporary, target)
     return target

@@ -1,8 +1,9 @@
 """GSPO on TRL's GRPOTrainer, for prompts with video.
 
-TRL keeps what it does well: the sequence-level clipped loss, the KL term, the optimiser, checkpoints, logging, and many devices.
+TRL keeps what it does well: the sequence-level clipped loss, the KL term, the optimiser, checkpoints and logging.
 Ours is what it cannot do: video prompts, on-policy history (the slots are resolved inside generation, because a dataset is
-prefetched and would be one step stale), rewards that need the whole group, and scoring a group in one packed row.
+prefetched and would be one step stale), rewards that need the whole group, and scoring a group in one packed row. It runs in one
+process: a mini-batch is one forward pass, and the slots live here.
 """
 
 import json
@@ -29,7 +30,7 @@ from taskmem.policy.transformers_policy import TransformersPolicy, seed_of
 from taskmem.records import Context
 
 SLOTS_FILE = "slots.json"
-Reward = Callable[[Context, Sequence[Completion]], Group]
+RewardGroup = Callable[[Context, Sequence[Completion]], Group]
 
 
 def gspo_config(profile: Profile, seed: int, out: Path) -> GRPOConfig:
@@ -54,6 +55,9 @@ def gspo_config(profile: Profile, seed: int, out: Path) -> GRPOConfig:
         epsilon=phase.clip_low,
         epsilon_high=phase.clip_high,
         beta=phase.kl,
+        use_bias_correction_kl=False,  # TRL's correction holds at token level only
+        max_grad_norm=1.0,
+        logging_nan_inf_filter=False,
         router_aux_loss_coef=0.0,
         shuffle_dataset=False,
         remove_unused_columns=False,
@@ -77,7 +81,7 @@ class PackedGSPOTrainer(GRPOTrainer):
         processor: Any,
         profile: Profile,
         history: History,
-        reward: Reward,
+        reward: RewardGroup,
         config: GRPOConfig,
     ) -> None:
         self._policy = policy
@@ -108,7 +112,8 @@ class PackedGSPOTrainer(GRPOTrainer):
         """Sample, judge and reward this step's groups, move the history on, and cut the batch into mini-batches."""
         group_size, mini = self.num_generations, self._profile.phase_one.mini_batch
         slots = [row["slot"] for row in rows[::group_size]]
-        contexts = [self._history.contexts(step)[slot] for slot in slots]
+        of_slot = self._history.contexts(step)
+        contexts = [of_slot[slot] for slot in slots]
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             self._policy.model = model.eval()
             written = self._policy.write(contexts, group_size, seed=seed_of(self.args.seed, step))
@@ -122,8 +127,13 @@ class PackedGSPOTrainer(GRPOTrainer):
     def _mini_batch(self, groups: Sequence[Group]) -> dict[str, Any]:
         prompts = [self._policy.prompt(group.context) for group in groups]
         tokens = [[c.tokens for c in group.completions] for group in groups]
-        flat = torch.tensor([a for group in groups for a in group.advantages], device=self.accelerator.device)
-        batch: dict[str, Any] = {"prompts": prompts, "groups": tokens, "advantages": flat}
+        device = self.accelerator.device
+        batch: dict[str, Any] = {
+            "prompts": prompts,
+            "groups": tokens,
+            "advantages": torch.tensor([a for group in groups for a in group.advantages], device=device),
+            "scored": torch.tensor([r.scored for group in groups for r in group.rewards], device=device),
+        }
         with torch.no_grad():
             if self.args.steps_per_generation > 1:
                 batch["old_per_token_logps"] = self._score(self.model, prompts, tokens)[0]
@@ -135,11 +145,13 @@ class PackedGSPOTrainer(GRPOTrainer):
         self, model: PreTrainedModel, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and mask, each [rollouts, longest completion]."""
-        packed = score_groups(model, self._policy.encoder, prompts, groups, self.temperature)
+        with self.accelerator.autocast():
+            packed = score_groups(model, self._policy.encoder, prompts, groups, self.temperature)
         return packed.logps.flatten(0, 1), packed.entropies.flatten(0, 1), packed.mask.flatten(0, 1).long()
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         logps, entropies, mask = self._score(model, inputs["prompts"], inputs["groups"])
+        mask = mask * inputs.pop("scored")[:, None]  # an unscored sample has no gradient, not even through the KL
         self._current = {"logps": logps, "entropies": entropies}
         nothing = mask[:, :0]
         tensors = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
@@ -166,7 +178,7 @@ class PackedGSPOTrainer(GRPOTrainer):
 
 
 def _rewarded_in_groups(**_: Any) -> list[float]:
-    raise UserError("the group's reward is computed with its rollouts; TRL must not ask for it one by one")
+    raise RuntimeError("the group's reward is computed with its rollouts; TRL must not ask for it one by one")
 
 
 def last_checkpoint(out: Path) -> Path | None:

@@ -5,6 +5,7 @@ they never change, so they are computed once, packed, with the adapter off. This
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
 from trl import DPOConfig, DPOTrainer
 
 from taskmem.config import PhaseTwoSettings, Profile
@@ -29,7 +29,7 @@ from taskmem.steer import SteerConfig, scale_to_norm, steer_vector
 
 @dataclass(frozen=True)
 class Pair:
-    """A context with the completions to prefer and to reject, as the policy wrote them."""
+    """A context with the completions to prefer and to reject, as text: they are tokenised again, with an end of turn."""
 
     context: Context
     chosen: str
@@ -37,15 +37,26 @@ class Pair:
 
 
 def load_pairs(
-    preferences: Sequence[Preference], rollouts: Sequence[Rollouts], contexts: Sequence[Context]
+    preferences: Sequence[Preference], rollouts: Sequence[Rollouts], contexts: Sequence[Context], policy: str
 ) -> list[Pair]:
-    """Join preferences with their rollouts and contexts; UserError for one that belongs to none."""
+    """Join preferences with their rollouts and contexts.
+
+    UserError for a preference that belongs to none, and for rollouts of another policy than the one of digest `policy`: a new
+    pi_0 invalidates every cache (METHOD section 4, step 1).
+    """
+    if foreign := next((r for r in rollouts if r.policy != policy), None):
+        raise UserError(
+            f"rollouts of context {foreign.context}: written by policy {foreign.policy[:12]}, not by {policy[:12]}; "
+            "build the rollout cache again"
+        )
     cached = {r.context: r for r in rollouts}
     known = {c.id: c for c in contexts}
     pairs = []
     for preference in preferences:
-        if preference.context not in cached or preference.context not in known:
+        if preference.context not in cached:
             raise UserError(f"preference of context {preference.context}: not in the rollout cache; mine it again")
+        if preference.context not in known:
+            raise UserError(f"preference of context {preference.context}: its segments are missing; give --segments")
         text = {c.index: c.text for c in cached[preference.context].candidates}
         if not {preference.chosen, preference.rejected} <= text.keys():
             raise UserError(f"preference of context {preference.context}: no such candidate; mine it again")
@@ -103,9 +114,9 @@ def train_phase_two(
     ]
     collator = _Collator(encoder, encoded)
     collator.reference = _reference(model, encoder, encoded)
-    steered = get_peft_model(model, SteerConfig(layer=profile.phase_two.layer))
     trainer = SteerDPOTrainer(
-        model=steered,
+        model=model,
+        peft_config=SteerConfig(layer=profile.phase_two.layer),
         args=_dpo_config(profile.phase_two, len(pairs), seed, out),
         # TRL prepares the dataset itself unless it finds images; the collator knows the real content
         train_dataset=Dataset.from_list(
@@ -116,7 +127,9 @@ def train_phase_two(
     )
     report_to(trainer, progress)
     trainer.train()
+    steered = trainer.accelerator.unwrap_model(trainer.model)
     trained_norm = _finish(steered, profile.phase_two, out)
+    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     return _save(steered, reader.digest, trainer.state.log_history, trained_norm, out)
 
 
@@ -139,6 +152,7 @@ def _dpo_config(settings: PhaseTwoSettings, pairs: int, seed: int, out: Path) ->
         seed=seed,
         max_steps=settings.steps,
         per_device_train_batch_size=min(settings.batch, pairs),
+        dataloader_drop_last=True,  # every update sees as many pairs
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
@@ -168,6 +182,7 @@ def _finish(steered: Any, settings: PhaseTwoSettings, out: Path) -> float:
 
 def _save(steered: Any, policy: str, log: Sequence[dict[str, Any]], trained_norm: float, out: Path) -> Path:
     temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
     # a digest names the policy wherever it lies; a path would change the bytes from machine to machine
     steered.peft_config["default"].base_model_name_or_path = f"sha256:{policy}"
     steered.save_pretrained(temporary, save_embedding_layers=False)

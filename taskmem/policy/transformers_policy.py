@@ -27,8 +27,19 @@ def policy_digest(path: Path) -> str:
     return sha256_tree(path)
 
 
-def load_checkpoint(path: Path) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint folder (safetensors only); UserError if it is none or not whole."""
+def load_processor(path: Path) -> Any:
+    """The tokenizer, video processor and chat template of a checkpoint folder; UserError if they cannot be loaded."""
+    try:
+        return AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded ({one_line(str(error))}); copy the checkpoint again") from None
+
+
+def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
+    """Model (on the accelerator, if there is one) and processor of a checkpoint folder (safetensors only).
+
+    `dtype` is that of the weights; "auto" keeps the saved one. UserError if the folder is no checkpoint or not whole.
+    """
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no policy checkpoint (config.json is missing); give the folder that phase-one wrote")
     kind = read_json(path / "config.json").get("model_type")
@@ -38,9 +49,8 @@ def load_checkpoint(path: Path) -> tuple[Any, Any]:
         )
     try:
         model, report = Qwen3VLMoeForConditionalGeneration.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True
+            path, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
         )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be loaded ({one_line(str(error))}); copy the checkpoint again") from None
     wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind])
@@ -48,7 +58,7 @@ def load_checkpoint(path: Path) -> tuple[Any, Any]:
         raise UserError(
             f"{path}: {len(wrong)} weights are missing or do not fit, first {wrong[0]}; copy the checkpoint again"
         )
-    return model.eval(), processor
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(path)
 
 
 def seed_of(*parts: object) -> int:

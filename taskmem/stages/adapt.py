@@ -4,7 +4,7 @@ from pathlib import Path
 
 from taskmem.config import Profile
 from taskmem.phase_two.train import load_pairs, train_phase_two
-from taskmem.policy.transformers_policy import prepare_process
+from taskmem.policy.transformers_policy import policy_digest, prepare_process
 from taskmem.progress import Progress, silent
 from taskmem.records import Preference, Rollouts, read_records
 from taskmem.stages.common import PREFERENCES, ROLLOUTS, contexts_of, footage
@@ -26,5 +26,5 @@ def phase_two(
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     film = footage(segments, profile)
     contexts = contexts_of(cached, film.segments, profile)
-    pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts)
+    pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts, policy_digest(policy))
     train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress)

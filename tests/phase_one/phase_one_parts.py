@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from taskmem.records import Context, Judge, Question, Segment
 from taskmem.world.facts import sample_facts
 from taskmem.world.render import SIDE, render_segment
 
-SEED = 4
+SEED = 1
 
 
 def film(segment: Segment) -> NDArray[np.uint8]:
@@ -53,16 +54,15 @@ def context(*indices: int, name: str = "stream") -> Context:
     return Context(segments=tuple(segment(index, name) for index in indices))
 
 
-def identity(role: str) -> Judge:
-    return Judge.model_validate({"role": role, "model": "test", "prompt_sha256": "0" * 64})
+def identity(role: str, model: str = "test") -> Judge:
+    return Judge.model_validate({"role": role, "model": model, "prompt_sha256": "0" * 64})
 
 
 class Fidelities:
     """Faithful unless the memory says "wrong"; fails on memories that say `fails_on`."""
 
-    identity = identity("fidelity")
-
-    def __init__(self, fails_on: str | None = None) -> None:
+    def __init__(self, fails_on: str | None = None, model: str = "test") -> None:
+        self.identity = identity("fidelity", model)
         self._fails_on = fails_on
 
     def fidelity(self, context: Context, memory: str) -> Fidelity:
@@ -106,8 +106,8 @@ class NoHelpfulness:
         raise NotImplementedError
 
 
-def judges_of(fails_on: str | None = None, richness: Richnesses | None = None) -> Judges:
-    return Judges(Fidelities(fails_on), Redundancies(), richness or Richnesses(), NoHelpfulness())
+def judges_of(fails_on: str | None = None, richness: Richnesses | None = None, model: str = "test") -> Judges:
+    return Judges(Fidelities(fails_on, model), Redundancies(), richness or Richnesses(), NoHelpfulness())
 
 
 def strong(name: str, index: int) -> str:
@@ -155,8 +155,10 @@ def killed_run(base: Path, out: Path, last_update: int) -> None:
     """Train, and die without warning after an optimiser update."""
     torch.set_num_threads(1)
 
+    updates = count(1)
+
     def die(done: int, total: int) -> None:
-        if done == last_update:
+        if next(updates) == last_update:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train_phase_one(base, inputs(), short_profile(), SEED, out, die)
