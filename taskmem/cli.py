@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from taskmem.config import Profile, load_profile, profile_names
 from taskmem.errors import UserError
+from taskmem.records import one_line
 
 if TYPE_CHECKING:
     from taskmem.backends import Backends
@@ -71,8 +73,8 @@ def loop(
     from taskmem.loop.loop import Loop
     from taskmem.loop.results import differences_table, results_table
 
-    _fresh(out, resume)
     run_loop = Loop(out, base or shipped_base(), load_profile(profile), seed, StageDisplay(console), videos)
+    _fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
         console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False)
@@ -111,10 +113,11 @@ def phase_one(
     """Train the base policy with GSPO; the checkpoint is picked on the development split."""
     from taskmem.stages.train_policy import phase_one as stage
 
-    _fresh(out, resume)
     settings = load_profile(profile)
+    ends = _backends(settings, world)
+    _fresh(out, resume, "run.json")
     with _stage("phase-one") as progress:
-        stage(segments, policy, development, questions, _backends(settings, world), settings, seed, out, progress)
+        stage(segments, policy, development, questions, ends, settings, seed, out, progress)
     console.print(f"{out / 'policy'}", highlight=False)
 
 
@@ -260,9 +263,15 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
     console.print(f"{out}", highlight=False)
 
 
-def _fresh(out: Path, resume: bool) -> None:
-    if not resume and out.exists():
-        shutil.rmtree(out)
+def _fresh(out: Path, resume: bool, sign: str) -> None:
+    """Remove the results of an earlier run, known by the `sign` it left, where the user wants to start anew."""
+    if resume or not out.exists():
+        return
+    if any(out.iterdir()) and not (out / sign).exists():
+        raise UserError(
+            f"{out}: not a folder of an earlier run ({sign} is missing); remove it yourself or give another --out"
+        )
+    shutil.rmtree(out)
 
 
 def _stage(name: str) -> "AbstractContextManager[Callable[[int, int], None]]":
@@ -277,15 +286,23 @@ def _backends(profile: Profile, world: Path | None) -> "Backends":
     return backends_for(profile, world)
 
 
-def run(application: Callable[[], object]) -> None:
-    """Run `application`, turning a user's mistake into one line and exit code 2."""
+def run(application: typer.Typer) -> None:
+    """Run `application`, turning a user's mistake into one line and exit code 2, an interruption into one and 130."""
     # it says on every import that it found no GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     try:
-        application()
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"taskmem: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("taskmem: interrupted; the same command goes on from here")
+        sys.exit(application(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; the same command goes on from here")
         sys.exit(130)
+    except UserError as error:
+        _say(str(error))
+    except TyperException as error:
+        _say(f"{one_line(error.format_message().rstrip('.'))}; see --help")
+    except OSError as error:
+        _say(f"{error.filename or 'the system'}: {error.strerror or error}; check the path and try again")
+    sys.exit(2)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"taskmem: {text}", style="red", markup=False, highlight=False)

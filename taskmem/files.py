@@ -44,6 +44,15 @@ def replace_directory(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def sweep(root: Path) -> None:
+    """Remove what killed writers left below `root`: temporary files, and folders that were being replaced."""
+    for path in [*root.rglob(".*.tmp"), *root.rglob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

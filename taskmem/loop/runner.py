@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-from taskmem.files import atomic_write, canonical_json, replace_directory, sha256_bytes, sha256_tree
+from taskmem.files import atomic_write, canonical_json, replace_directory, sha256_bytes, sha256_tree, sweep
 from taskmem.progress import Progress
 from taskmem.records import read_json, write_json
 
@@ -91,6 +91,7 @@ class Runner:
         begun = marker.with_suffix(".begun")
         if partial.exists() and (not begun.exists() or begun.read_text() != key):
             shutil.rmtree(partial)
+        sweep(partial)
         atomic_write(begun, key)
         partial.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()

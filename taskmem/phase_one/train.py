@@ -54,9 +54,12 @@ def train_phase_one(
 
     Writes `out`/training.json (a curve per metric) and `out`/validation.json as well. Killed and called again with the same
     arguments it goes on from `out`/checkpoints and ends in the same bytes; other arguments are refused with a UserError.
+    Where the caller removed `out`/checkpoints afterwards, the policy is taken to be finished.
     """
     checkpoints = out / "checkpoints"
-    _same_run(base, inputs, profile, seed, checkpoints)
+    _same_run(base, inputs, profile, seed, out / "run.json")
+    if (out / "policy").exists() and not checkpoints.exists():
+        return out / "policy"
     _train(base, inputs, profile, seed, checkpoints, progress)
     scores = _validate_all(checkpoints, inputs, profile)
     best = max(sorted(scores), key=lambda step: scores[step])
@@ -65,7 +68,7 @@ def train_phase_one(
     return _export(base, checkpoints / f"checkpoint-{best * updates}", out / "policy")
 
 
-def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path) -> None:
+def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, marker: Path) -> None:
     deciding = profile.model_dump(mode="json", include={"policy", "reward", "phase_one"})
     judges = (inputs.judges.fidelity, inputs.judges.redundancy, inputs.judges.richness)
     run = {
@@ -75,10 +78,9 @@ def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, c
         "judges": [judge.identity.model_dump(mode="json") for judge in judges],
         "seed": seed,
     }
-    marker = checkpoints / "run.json"
     if marker.exists() and read_json(marker) != run:
         raise UserError(
-            f"{checkpoints}: holds checkpoints of other inputs, settings or seed; remove it or give another --out"
+            f"{marker.parent}: holds checkpoints of other inputs, settings or seed; remove it or give another --out"
         )
     write_json(marker, run)
 

@@ -35,9 +35,12 @@ class Footage:
 
 
 def footage(folder: Path, profile: Profile) -> Footage:
-    """The segments of a segmentation's output folder."""
+    """The segments of a segmentation's output folder; UserError if it holds none."""
     limits = profile.video.limits
-    return Footage(read_records(folder / SEGMENTS, Segment), clip_reader(folder, lambda path: read_clip(path, limits)))
+    segments = read_records(folder / SEGMENTS, Segment)
+    if not segments:
+        raise UserError(f"{folder / SEGMENTS}: holds no segments; see refused.jsonl beside it, or give another folder")
+    return Footage(segments, clip_reader(folder, lambda path: read_clip(path, limits)))
 
 
 def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path | None = None) -> TransformersPolicy:

@@ -31,6 +31,8 @@ def phase_one(
     `out`/checkpoints, which is removed at the end.
     """
     prepare_process()
+    aside = out / ".checkpoints.old"
+    shutil.rmtree(aside, ignore_errors=True)
     learned, held = footage(segments, profile), footage(development, profile)
     asked = read_records(questions, Question)
     streams = by_stream(held.segments)
@@ -43,4 +45,6 @@ def phase_one(
 
     inputs = PhaseOneInputs(learned.segments, learned.frames_of, backends.judges, backends.strong(seed), validate)
     train_phase_one(base, inputs, profile, seed, out, progress)
-    shutil.rmtree(out / "checkpoints")
+    if (out / "checkpoints").exists():
+        # moved aside first: half a folder of checkpoints would be taken for all of them
+        shutil.rmtree((out / "checkpoints").replace(aside))
