@@ -32,7 +32,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# five seeds x two bases, about 25 minutes on two cores
+# five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning
 

@@ -1,6 +1,6 @@
 """Does the policy learn what to remember? Five seeds on each of two bases, every arm on the same held-out questions.
 
-    make bench-learning          about 25 minutes on two cores; runs/bench-learning keeps what is done
+    make bench-learning          about 20 minutes on two cores; runs/bench-learning keeps what is done
 
 The two bases are the shipped one and one rebuilt from another seed by the same recipe. Differences are paired by question; the
 intervals resample runs and then streams within a run.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -116,21 +117,20 @@ def _arm_means(runs: Runs) -> dict[str, dict[str, Any]]:
 
 
 def _run_table(runs: Runs) -> Table:
-    table = Table("run", "task", title="accuracy per run: overall / on task", title_justify="left")
-    for arm in ARMS:
-        table.add_column(arm.replace("phase_two_", "p2_"), justify="right")
-    table.add_column("s", justify="right")
+    table = _table("accuracy per run: all questions / the task's own")
+    for name in ("run", "task", *(arm.removeprefix("phase_two_") for arm in ARMS), "s"):
+        table.add_column(name, justify="left" if name in ("run", "task") else "right", no_wrap=True)
     for run, results in runs:
-        cells = [f"{a['overall']['accuracy']:.3f} / {a['on_task']['accuracy']:.3f}" for a in results["arms"].values()]
+        cells = [f"{a['overall']['accuracy']:.3f}/{a['on_task']['accuracy']:.3f}" for a in results["arms"].values()]
         table.add_row(run.name, results["task"], *cells, f"{sum(results['seconds'].values()):.0f}")
     return table
 
 
 def _arm_table(means: dict[str, dict[str, Any]]) -> Table:
     types = sorted(means["base"]["by_type"])
-    table = Table(
-        "arm", "overall", "on task", *types, "format", "wrong facts", title="pooled means", title_justify="left"
-    )
+    table = _table("pooled means: accuracy overall, on the task, by question type; format kept, wrong facts")
+    for name in ("arm", "overall", "on task", *types, "format", "wrong"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for arm, m in means.items():
         kinds = [f"{m['by_type'][kind]:.3f}" for kind in types]
         rates = [f"{m[name]:.3f}" for name in ("format_rate", "wrong_fact_rate")]
@@ -139,10 +139,18 @@ def _arm_table(means: dict[str, dict[str, Any]]) -> Table:
 
 
 def _claim_table(claims: dict[str, dict[str, Any]]) -> Table:
-    table = Table("difference in accuracy", "mean", "95 % interval", title="pooled, paired", title_justify="left")
+    table = _table("pooled differences in accuracy, paired by question")
+    for name in ("difference", "mean", "interval"):
+        table.add_column(name, justify="left" if name == "difference" else "right", no_wrap=True)
     for name, claim in claims.items():
         table.add_row(name, f"{claim['mean']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*claim["ci95"]))
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
 
 
 def _identity_holds(runs: Sequence[tuple[Path, dict[str, Any]]]) -> bool:

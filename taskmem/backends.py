@@ -38,11 +38,10 @@ def backends_for(profile: Profile, world: Path | None) -> Backends:
         raise UserError(
             f"profile {profile.name}: has no embedded world and no judge endpoint yet; use --profile miniature"
         )
-    truths = sorted(world.glob("*/truth.jsonl")) if world else []
+    truths = sorted(world.glob("[!.]*/truth.jsonl")) if world else []
     if not truths:
-        raise UserError(
-            f"{world or '--world'}: no */truth.jsonl there; give the folder that `taskmem world render` wrote"
-        )
+        where = f"{world}: no */truth.jsonl there" if world else "--world is missing"
+        raise UserError(f"{where}; give the folder that `taskmem world render` wrote")
     truth = WorldTruth.read(*truths)
     return Backends(
         judges=world_judges(truth),

@@ -6,6 +6,7 @@ A user's mistake ends with one line and exit code 2, an interruption with 130; b
 # ruff: noqa: PLC0415 - a command imports its stage when it runs, so that --help is quick and an image needs only its own extra
 
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -47,6 +48,7 @@ Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from what an interrupted run left in --out, or start anew.")
 ]
 MINIATURE = "miniature"
+INTERRUPTED = 130
 
 
 def shipped_base() -> Path:
@@ -64,7 +66,7 @@ def loop(
     profile: ProfileName = MINIATURE,
     base: Annotated[Path | None, typer.Option("--base", help="Base policy; by default the shipped one.")] = None,
     videos: Annotated[
-        Path | None, typer.Option("--videos", help="Folder of further videos for the deployment.", exists=True)
+        Path | None, typer.Option("--videos", help="Folder of further videos for the deployment.")
     ] = None,
     resume: Resume = True,
 ) -> None:
@@ -199,13 +201,15 @@ def phase_two(
     rollouts: Annotated[Path, typer.Option("--rollouts", help="Folder that `taskmem rollouts` wrote.")],
     segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
     out: Out,
-    name: Annotated[str, typer.Option("--name", help="Name of the adapter's folder below --out.")] = "adapter",
+    name: Annotated[str, typer.Option("--name", help="Name of the adapter, its folder below --out.")] = "adapter",
     profile: ProfileName = MINIATURE,
     seed: Seed = 0,
 ) -> None:
     """Train one steer adapter with DPO, the policy frozen."""
     from taskmem.stages.adapt import phase_two as stage
 
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_@-]*", name):
+        raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
     with _stage("phase-two") as progress:
         stage(preferences, rollouts, segments, policy, name, load_profile(profile), seed, out, progress)
     console.print(f"{out / name}", highlight=False)
@@ -291,10 +295,10 @@ def run(application: typer.Typer) -> None:
     # it says on every import that it found no GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator" not in record.getMessage())
     try:
-        sys.exit(application(standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted; the same command goes on from here")
-        sys.exit(130)
+        code = application(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            _say("interrupted; the same command goes on from here")
+        sys.exit(code)
     except UserError as error:
         _say(str(error))
     except TyperException as error:

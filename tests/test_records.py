@@ -194,7 +194,10 @@ def test_the_first_bad_line_of_a_file_is_named_by_its_number(tmp_path):
 
 def test_a_missing_file_and_a_file_that_is_not_utf8_are_user_errors(tmp_path):
     path = tmp_path / "segments.jsonl"
-    with pytest.raises(UserError, match=r"segments\.jsonl: cannot be read \(No such file or directory\); it should hold Segment records"):
+    with pytest.raises(
+        UserError,
+        match=r"segments\.jsonl: cannot be read \(No such file or directory\); it should hold Segment records",
+    ):
         read_records(path, Segment)
     path.write_bytes(b'{"stream": "\xff"}\n')
     with pytest.raises(UserError, match=r"segments\.jsonl:1: not UTF-8 at byte 12 of the line"):

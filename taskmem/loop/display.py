@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from taskmem.progress import Progress as Callback
 
-WIDTH = 26
+WIDTH = 34
 
 
 class StageDisplay:

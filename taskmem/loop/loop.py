@@ -44,8 +44,11 @@ class Loop:
     ) -> None:
         if profile.world is None:
             raise UserError(f"profile {profile.name}: the loop runs on the embedded world; use --profile miniature")
-        if not (base / "config.json").is_file():
-            raise UserError(f"{base}: no policy checkpoint (config.json is missing); give a folder that pretrain wrote")
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json"):
+            if not (base / name).is_file():
+                raise UserError(f"{base}: no policy checkpoint ({name} is missing); give a folder that pretrain wrote")
+        if videos is not None and not videos.is_dir():
+            raise UserError(f"{videos}: no folder; give --videos a folder of videos")
         self.out = out
         self._base, self._base_digest = base, sha256_tree(base)
         self._profile, self._world_settings = profile, profile.world
@@ -87,9 +90,14 @@ class Loop:
 
         def work(out: Path, progress: Progress) -> None:
             render_split(out, split, world, self._seed, progress)
-            for path in sorted(added.iterdir()) if added else ():
-                if path.is_file():
-                    shutil.copyfile(path, out / "videos" / path.name)
+            for path in sorted(added.rglob("*")) if added else ():
+                target = out / "videos" / path.relative_to(added or path)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                elif target.exists():
+                    raise UserError(f"{path}: named like a rendered stream; rename it")
+                else:
+                    shutil.copyfile(path, target)
 
         return self._stage(f"world/{split}", work, {"added": sha256_tree(added) if added else "none"})
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Done:
-    """A finished stage: its folder, the digest of its content and the seconds it took when it ran."""
+    """A finished stage: its folder, the digest of its content and the seconds its last, uninterrupted attempt took."""
 
     folder: Path
     digest: str
@@ -43,9 +43,10 @@ class Done:
 
 
 def code_digest() -> str:
-    """Digest of the library's own source: a stage is redone when the code has changed."""
+    """Digest of the library's own source and the versions it stands on: a stage is redone when the code has changed."""
+    versions = [metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "av", "numpy")]
     with resources.as_file(resources.files("taskmem")) as root:
-        return sha256_tree(root, root.rglob("*.py"))
+        return sha256_bytes(canonical_json([sha256_tree(root, root.rglob("*.py")), versions]))
 
 
 class Runner:
@@ -82,7 +83,7 @@ class Runner:
             return None
         kept = read_json(marker)
         # a folder that somebody changed is made again
-        if kept["key"] != key or sha256_tree(folder) != kept["digest"]:
+        if kept.get("key") != key or sha256_tree(folder) != kept["digest"]:
             return None
         return Done(folder, kept["digest"], kept["seconds"])
 

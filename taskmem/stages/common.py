@@ -10,7 +10,7 @@ from taskmem.errors import UserError
 from taskmem.policy.encoding import FramesOf, clip_reader
 from taskmem.policy.stream import by_stream, window_context
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, prepare_process
-from taskmem.records import Context, Rollouts, Segment, read_records
+from taskmem.records import Context, Question, Rollouts, Segment, read_json, read_records
 from taskmem.steer import read_adapter
 from taskmem.video.frames import read_clip
 
@@ -24,6 +24,7 @@ PREFERENCES = "preferences.jsonl"
 COMPARISONS = "comparisons.jsonl"
 GRADED = "graded.jsonl"
 SUMMARY = "summary.json"
+DIGEST = "sha256:"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path
     if adapter is not None:
         try:
             read_adapter(adapter)
+            trained_on = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
+            if trained_on != f"{DIGEST}{policy.digest}":
+                raise ValueError(
+                    f"trained on {trained_on[:19]}, not on the policy {DIGEST}{policy.digest[:12]}; train it again"
+                )
             # PEFT puts the steer layer into `model` itself, which the policy goes on using
             PeftModel.from_pretrained(model, str(adapter))
         except (ValueError, OSError) as error:
@@ -60,13 +66,32 @@ def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path
 
 
 def contexts_of(rollouts: list[Rollouts], segments: list[Segment], profile: Profile) -> list[Context]:
-    """The contexts of cached rollouts, rebuilt from the segments and the memories kept with them."""
+    """The contexts of cached rollouts, rebuilt from the segments and the memories kept with them.
+
+    UserError if the segments are not those they were drawn from.
+    """
     streams = by_stream(segments)
     contexts = []
     for cached in rollouts:
         stream = streams.get(cached.stream, [])
         position = next((i for i, s in enumerate(stream) if s.index == cached.index), None)
-        if position is not None:
-            memories = {m.index: m.text for m in cached.memories}
-            contexts.append(window_context(stream, memories, position, profile.policy.window))
+        if position is None:
+            raise UserError(
+                f"rollouts of context {cached.context}: no such segment; give the segments they were drawn from"
+            )
+        memories = {m.index: m.text for m in cached.memories}
+        contexts.append(window_context(stream, memories, position, profile.policy.window))
     return contexts
+
+
+def questions_about(path: Path, segments: list[Segment]) -> list[Question]:
+    """The questions of a file; UserError if it holds none about the streams of `segments`.
+
+    Questions about a stream that was refused stay in: nothing was remembered of it.
+    """
+    questions = read_records(path, Question)
+    if {q.stream for q in questions}.isdisjoint(s.stream for s in segments):
+        raise UserError(
+            f"{path}: no question about any of these streams; give the questions that belong to the segments"
+        )
+    return questions

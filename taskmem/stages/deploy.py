@@ -12,8 +12,8 @@ from taskmem.feedback.collection import Watermark
 from taskmem.files import sha256_bytes
 from taskmem.policy.stream import by_stream, watch
 from taskmem.progress import Progress, silent
-from taskmem.records import FeedbackEvent, Memory, Question, read_records, write_records
-from taskmem.stages.common import EVENTS, MEMORIES, footage, load_policy
+from taskmem.records import FeedbackEvent, Memory, Question, write_records
+from taskmem.stages.common import EVENTS, MEMORIES, footage, load_policy, questions_about
 
 # stream time is all a rendered stream has; a log needs dates
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def deployment(
     writer = load_policy(policy, profile, film.frames_of)
     memories, _ = watch(writer, by_stream(film.segments), profile.policy.window, seed, progress=progress)
     write_records(out / MEMORIES, memories)
-    first, _ = feedback_and_rest(read_records(questions, Question), profile.evaluation)
+    first, _ = feedback_and_rest(questions_about(questions, film.segments), profile.evaluation)
     (out / EVENTS).unlink(missing_ok=True)
     with EventLog(out / EVENTS) as log:
         for question, answer in ask(first, memories, backends.answerer):

@@ -13,8 +13,8 @@ from taskmem.feedback import read_collection
 from taskmem.policy.renderer import task_prompt
 from taskmem.policy.stream import by_stream, watch
 from taskmem.progress import Progress, silent
-from taskmem.records import Memory, Question, read_records, write_json, write_records
-from taskmem.stages.common import GRADED, MEMORIES, SUMMARY, footage, load_policy
+from taskmem.records import Memory, read_records, write_json, write_records
+from taskmem.stages.common import GRADED, MEMORIES, SUMMARY, footage, load_policy, questions_about
 
 
 def streaming_eval(
@@ -35,9 +35,10 @@ def streaming_eval(
     wrong_fact_rate).
     """
     film = footage(segments, profile)
+    asked = questions_about(questions, film.segments)
     writer = load_policy(policy, profile, film.frames_of, adapter)
     memories, _ = watch(writer, by_stream(film.segments), profile.policy.window, seed, task, progress)
-    answers = graded_answers(ask(read_records(questions, Question), memories, backends.answerer), backends.grader)
+    answers = graded_answers(ask(asked, memories, backends.answerer), backends.grader)
     write_records(out / MEMORIES, memories)
     write_records(out / GRADED, answers)
     measures = breakdown([a.graded for a in answers], profile.evaluation, seed).model_dump(mode="json")

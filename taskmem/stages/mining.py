@@ -69,6 +69,6 @@ def random_mining(rollouts: Path, judgements: Path, like: Path, profile: Profile
     for judgement in read_records(judgements / JUDGEMENTS, Judgement):
         judged.setdefault(judgement.context, []).append(judgement)
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
-    groups = [mined_candidates(r, judged[r.context], profile.mining) for r in cached]
+    groups = [mined_candidates(r, judged.get(r.context, []), profile.mining) for r in cached]
     wanted = len(read_records(like / PREFERENCES, Preference))
     write_records(out / PREFERENCES, random_pairs(groups, profile.mining.max_token_difference, wanted, seed))

@@ -10,8 +10,7 @@ from taskmem.phase_one.train import PhaseOneInputs, train_phase_one
 from taskmem.policy.stream import by_stream, watch
 from taskmem.policy.transformers_policy import TransformersPolicy, prepare_process
 from taskmem.progress import Progress, silent
-from taskmem.records import Question, read_records
-from taskmem.stages.common import footage
+from taskmem.stages.common import footage, questions_about
 
 
 def phase_one(
@@ -34,7 +33,7 @@ def phase_one(
     aside = out / ".checkpoints.old"
     shutil.rmtree(aside, ignore_errors=True)
     learned, held = footage(segments, profile), footage(development, profile)
-    asked = read_records(questions, Question)
+    asked = questions_about(questions, held.segments)
     streams = by_stream(held.segments)
 
     def validate(policy: TransformersPolicy) -> float:

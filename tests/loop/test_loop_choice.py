@@ -34,7 +34,7 @@ def test_a_type_that_was_never_answered_is_no_task() -> None:
 
 @pytest.mark.parametrize("seen", [{}, {"a": (0.2, 0.9)}])
 def test_fewer_than_two_types_are_a_user_s_error_in_one_line(seen: dict[str, tuple[float, float]]) -> None:
-    with pytest.raises(UserError, match="development split.*train Phase One longer") as caught:
+    with pytest.raises(UserError, match=r"development split.*train Phase One longer") as caught:
         choose_tasks(types(**seen, blind=(0.5, 0.1)))
     assert "\n" not in str(caught.value)
     assert "blind" not in str(caught.value)

@@ -1,5 +1,6 @@
 """results.json and its tables, from arms made by hand."""
 
+import io
 import re
 import subprocess
 from pathlib import Path
@@ -25,7 +26,7 @@ def results(root: Path) -> dict[str, Any]:
 
 
 def printed(table: Any) -> str:
-    console = Console(width=80, record=True, file=Path("/dev/null").open("w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 

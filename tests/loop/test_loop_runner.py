@@ -33,14 +33,14 @@ class Recorder:
         (out / "file.txt").write_text(self.text)
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
 def broken_after(work: Work) -> Work:
     def run(out: Path, progress: Progress) -> None:
         work(out, progress)
-        raise Broken
+        raise BrokenError
 
     return run
 
@@ -177,7 +177,7 @@ def test_a_new_result_replaces_the_whole_of_the_old_one(tmp_path: Path) -> None:
 
 
 def test_what_was_left_of_the_same_stage_is_handed_on(tmp_path: Path) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         once(tmp_path, broken_after(Recorder()))
     work = Recorder()
     once(tmp_path, work)
@@ -185,7 +185,7 @@ def test_what_was_left_of_the_same_stage_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_what_was_left_of_the_stage_with_other_settings_is_wiped(tmp_path: Path) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         once(tmp_path, broken_after(Recorder()))
     work = Recorder()
     once(tmp_path, work, settings={"seed": 1})
@@ -204,7 +204,7 @@ def test_an_exception_leaves_the_older_result_and_every_earlier_stage_valid(tmp_
     earlier, work = Recorder(), Recorder()
     Runner(tmp_path, Listener())("earlier", earlier, {}, SETTINGS)
     once(tmp_path, work)
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         once(tmp_path, broken_after(Recorder("half")), settings={"seed": 1})
     Runner(tmp_path, Listener())("earlier", earlier, {}, SETTINGS)
     assert (tmp_path / "stage" / "file.txt").read_text() == "content"
@@ -252,10 +252,10 @@ def test_the_bytes_of_a_write_that_a_kill_cut_off_do_not_stay_in_the_result(tmp_
     def cut_off(out: Path, progress: Progress) -> None:
         # what taskmem.files.atomic_write leaves when the process dies within it
         (out / f".file.txt.{'0' * 32}.tmp").write_text("cont")
-        raise Broken
+        raise BrokenError
 
     uninterrupted = once(tmp_path / "a", Recorder())
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         once(tmp_path / "b", cut_off)
     assert once(tmp_path / "b", Recorder()).digest == uninterrupted.digest
 
