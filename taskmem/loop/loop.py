@@ -89,6 +89,8 @@ class Loop:
         added = self._videos if split == "deployment" else None
 
         def work(out: Path, progress: Progress) -> None:
+            # what a killed attempt copied would look like a clash of names
+            shutil.rmtree(out / "videos", ignore_errors=True)
             render_split(out, split, world, self._seed, progress)
             for path in sorted(added.rglob("*")) if added else ():
                 target = out / "videos" / path.relative_to(added or path)
