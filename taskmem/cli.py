@@ -79,7 +79,7 @@ def loop(
     _fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
-        console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False)
+        console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(results_table(results))
     console.print(differences_table(results))
     console.print(f"{out / 'results.json'}", highlight=False)

@@ -1,4 +1,4 @@
-"""The data contracts: every file one station of the loop hands to the next (DESIGN section 4).
+"""The data contracts: every file one station of the loop hands to the next.
 
 JSON Lines, UTF-8, one record a line, each with its schema version. A record holds only what inputs and seed determine, so
 that the same inputs give the same bytes; times, costs and cache hits belong in a sidecar `run.jsonl`.
