@@ -1,5 +1,5 @@
 # Needs Python 3.11, git and make; everything else goes into .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup lint test test-slow format bench-learning base clean
+.PHONY: setup lint test test-slow format bench-learning base lock clean
 
 setup: $(READY)
 
@@ -39,6 +39,13 @@ bench-learning: setup
 # the shipped base policy, rebuilt from its recipe
 base: setup
 	$(BIN)/taskmem world pretrain --seed 0 --out taskmem/world/base
+
+# every extra resolved together; CUDA packages are named too and installed only where torch asks for them
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	build/lock/bin/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate \
+		--quiet -o requirements.lock
 
 clean:
 	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
