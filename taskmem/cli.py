@@ -256,7 +256,7 @@ def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> 
 
 @world_app.command("pretrain")
 def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> None:
-    """Train a base policy from scratch by the recipe of the shipped one (about six minutes on one core)."""
+    """Train a base policy from scratch by the recipe of the shipped one (about eight minutes on one core)."""
     from taskmem.world.pretrain import Pretraining, Recipe
 
     with _stage("pretrain") as progress:

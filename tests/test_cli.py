@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipelines.cli import main
 from taskmem.cli import app, shipped_base
 from taskmem.records import Segment, write_json, write_records
+from taskmem.store.locks import locked
 
 COMMAND = Path(sys.executable).with_name("taskmem")
 QUICK = """
@@ -250,3 +251,13 @@ def test_an_interruption_ends_with_exit_code_130_and_keeps_what_was_done(interru
 
 def test_an_interruption_says_that_the_same_command_goes_on(interrupted: tuple[Path, int, str]) -> None:
     assert interrupted[2] == "taskmem: interrupted; the same command goes on from here\n"
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_is_at_work(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "out").mkdir()
+    with locked(here / "out" / ".lock"):
+        said = mistake(capsys, monkeypatch, "loop --out out --profile quick.yaml")
+    assert "out: another run is writing there; wait for it or give another --out" in said
+    assert not (here / "out" / "world").exists()

@@ -17,6 +17,7 @@ from taskmem.progress import Progress
 from taskmem.records import Refusal, read_json, read_records, write_json
 from taskmem.stages import adapt, candidates, deploy, evaluate, mining, segmentation, train_policy
 from taskmem.stages.common import EVENTS, QUESTIONS, SUMMARY
+from taskmem.store.locks import acquire, release
 from taskmem.world.splits import SPLITS, render_split
 
 LEAST_PRECISION = 0.75
@@ -57,7 +58,21 @@ class Loop:
         self._runner = Runner(out, display)
 
     def run(self) -> dict[str, Any]:
-        """Run every stage that is not done; writes `out`/results.json and returns its content."""
+        """Run every stage that is not done; writes `out`/results.json and returns its content.
+
+        UserError if another run is writing to `out`.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = acquire(self.out / ".lock", wait=False)
+        except BlockingIOError:
+            raise UserError(f"{self.out}: another run is writing there; wait for it or give another --out") from None
+        try:
+            return self._run()
+        finally:
+            release(lock)
+
+    def _run(self) -> dict[str, Any]:
         (self.out / "results.json").unlink(missing_ok=True)
         worlds = {split: self._render(split, self._world_settings) for split in SPLITS}
         film = {split: self._segment(split, worlds[split]) for split in SPLITS}
