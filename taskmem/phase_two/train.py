@@ -21,7 +21,7 @@ from taskmem.files import replace_directory
 from taskmem.policy.encoding import FramesOf, Prompt, PromptEncoder
 from taskmem.policy.packing import score_groups
 from taskmem.policy.training import report_to
-from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest
+from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, policy_reference
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, Preference, Rollouts, write_json
 from taskmem.steer import SteerConfig, scale_to_norm, steer_vector
@@ -183,8 +183,7 @@ def _finish(steered: Any, settings: PhaseTwoSettings, out: Path) -> float:
 def _save(steered: Any, policy: str, log: Sequence[dict[str, Any]], trained_norm: float, out: Path) -> Path:
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    # a digest names the policy wherever it lies; a path would change the bytes from machine to machine
-    steered.peft_config["default"].base_model_name_or_path = f"sha256:{policy}"
+    steered.peft_config["default"].base_model_name_or_path = policy_reference(policy)
     steered.save_pretrained(temporary, save_embedding_layers=False)
     (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     names = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm")

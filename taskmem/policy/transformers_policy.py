@@ -27,6 +27,11 @@ def policy_digest(path: Path) -> str:
     return sha256_tree(path)
 
 
+def policy_reference(digest: str) -> str:
+    """How an adapter names the policy it was trained on: by digest, for a path would differ from machine to machine."""
+    return f"sha256:{digest}"
+
+
 def load_processor(path: Path) -> Any:
     """The tokenizer, video processor and chat template of a checkpoint folder; UserError if they cannot be loaded."""
     try:

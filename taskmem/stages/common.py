@@ -9,7 +9,13 @@ from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.policy.encoding import FramesOf, clip_reader
 from taskmem.policy.stream import by_stream, window_context
-from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, prepare_process
+from taskmem.policy.transformers_policy import (
+    TransformersPolicy,
+    load_checkpoint,
+    policy_digest,
+    policy_reference,
+    prepare_process,
+)
 from taskmem.records import Context, Question, Rollouts, Segment, read_json, read_records
 from taskmem.steer import read_adapter
 from taskmem.video.frames import read_clip
@@ -24,7 +30,6 @@ PREFERENCES = "preferences.jsonl"
 COMPARISONS = "comparisons.jsonl"
 GRADED = "graded.jsonl"
 SUMMARY = "summary.json"
-DIGEST = "sha256:"
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,8 @@ def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path
         try:
             read_adapter(adapter)
             trained_on = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
-            if trained_on != f"{DIGEST}{policy.digest}":
-                raise ValueError(
-                    f"trained on {trained_on[:19]}, not on the policy {DIGEST}{policy.digest[:12]}; train it again"
-                )
+            if trained_on != (wanted := policy_reference(policy.digest)):
+                raise ValueError(f"trained on {trained_on[:19]}, not on the policy {wanted[:19]}; train it again")
             # PEFT puts the steer layer into `model` itself, which the policy goes on using
             PeftModel.from_pretrained(model, str(adapter))
         except (ValueError, OSError) as error:

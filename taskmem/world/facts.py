@@ -69,6 +69,14 @@ def well_formed(text: str) -> bool:
     return all(len(k) == 1 for k in kinds) and len({k[0] for k in kinds}) == len(kinds)
 
 
+def known_room(memories: Sequence[str]) -> str | None:
+    """The room that memories, oldest first, named last; None where none of them names one."""
+    room = None
+    for memory in memories:
+        room = read_facts(memory).get(ROOM, room)
+    return room
+
+
 @dataclass(frozen=True)
 class Reading:
     """A memory against the truth: how many facts are new and right, wrong, or repeated from the preceding memories.
@@ -84,11 +92,8 @@ class Reading:
 
 def read_against(text: str, facts: Facts, preceding: Sequence[str]) -> Reading:
     """Compare a memory with its segment's `facts`; only the room persists, so only the room can be a repetition."""
-    stated = read_facts(text)
-    known_room = None
-    for memory in preceding:
-        known_room = read_facts(memory).get(ROOM, known_room)
+    stated, known = read_facts(text), known_room(preceding)
     wrong = [t for t, value in stated.items() if value != facts[t]]
-    repeated = [t for t in stated if t not in wrong and t == ROOM and stated[t] == known_room]
+    repeated = [t for t in stated if t not in wrong and t == ROOM and stated[t] == known]
     new = [t for t in stated if t not in wrong and t not in repeated]
     return Reading(len(new), len(wrong), len(repeated), new.count(ROOM))

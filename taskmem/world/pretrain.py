@@ -29,7 +29,7 @@ from taskmem.policy.transformers_policy import prepare_process
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, ContextMemory, Segment, write_json
 from taskmem.world.checkpoint import build_model, build_processor, build_tokenizer
-from taskmem.world.facts import ROOM, TYPES, VALUES, describe, read_facts, sample_facts, sample_stream
+from taskmem.world.facts import ROOM, TYPES, VALUES, describe, known_room, read_facts, sample_facts, sample_stream
 from taskmem.world.questions import question_text
 from taskmem.world.render import SIDE, render_segment
 
@@ -131,9 +131,7 @@ class Sampler:
 
     def _without_repetition(self, told: set[str], facts: Mapping[str, str], memories: Sequence[str]) -> set[str]:
         """Clean memories name the room where it is new, and not where the preceding ones tell it already."""
-        known = None
-        for memory in memories:
-            known = read_facts(memory).get(ROOM, known)
+        known = known_room(memories)
         if known == facts[ROOM]:
             return told - {ROOM} or {self._rng.choice([t for t in TYPES if t != ROOM])}
         return told | {ROOM} if known and self._rng.random() < self.recipe.new_room_told else told
