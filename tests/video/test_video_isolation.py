@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,8 @@ def test_a_script_without_a_main_guard_runs_once(folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_ends_while_its_worker_waits_leaves_no_worker(folder, tmp_path, number):
     run = start(tmp_path / "run.py", folder, tmp_path / "out", 60)
-    with run:
+    with run, ExitStack() as ended:
+        ended.callback(run.kill)  # a failure below must not wait for the run
         wait_until((tmp_path / "out" / "seen").exists)
         (worker,) = workers(run.pid)
         run.send_signal(number)
@@ -233,7 +235,8 @@ def test_a_run_that_is_killed_while_its_worker_decodes_leaves_no_worker(slow, tm
         return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11]) / os.sysconf("SC_CLK_TCK")
 
     run = start(tmp_path / "run.py", slow, tmp_path / "out", 60)
-    with run:
+    with run, ExitStack() as ended:
+        ended.callback(run.kill)  # a failure below must not wait for the run
         wait_until(lambda: workers(run.pid))
         (worker,) = workers(run.pid)
         wait_until(lambda: seconds_used(worker) > 0.6 or gone(worker))
