@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from taskmem.cluster import ClusterSettings
 from taskmem.errors import UserError
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every group of settings: unknown names are errors, instances are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from taskmem.settings import Count, NonNegative, Positive, Settings, Share
 
 
 class VideoLimits(Settings):
@@ -180,6 +171,26 @@ class EvaluationSettings(Settings):
     confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
+class GateSettings(Settings):
+    """What a challenger must show before it becomes champion; a fall is champion minus challenger."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)]  # one-sided, of the win test and of the gold questions' fall
+    least_wins: Count  # contexts that were decided for either side, below which nothing is promoted
+    least_streams: Count  # streams those come from
+    least_gold: Count  # held-out questions whose answer is known from elsewhere than the champion
+    format_fall: Share
+    faithful_fall: Share
+    non_redundant_fall: Share
+    coverage_fall: Share  # of any question type that the environment did not ask for
+    unscored: Share  # contexts the judges may leave unscored before the night counts as failed
+
+
+class AdaptationSettings(Settings):
+    """When an environment is adapted."""
+
+    new_questions: Count  # questions since the last adaptation, below which the environment is skipped
+
+
 class WorldSettings(Settings):
     """The embedded default: how many streams each split renders."""
 
@@ -201,6 +212,9 @@ class Profile(Settings):
     mining: MiningSettings
     phase_two: PhaseTwoSettings
     evaluation: EvaluationSettings
+    adaptation: AdaptationSettings
+    gate: GateSettings
+    cluster: ClusterSettings
     world: WorldSettings | None = None
 
 
@@ -220,7 +234,8 @@ class _ProfileFile(Settings):
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # an empty mapping says "none of these", not "as before"
+        nested = isinstance(value, dict) and value and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
 

@@ -1,0 +1,88 @@
+"""What each stage asks of a cluster: accelerator, memory, placement, secrets, retries. Plain data; components/ acts on it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from taskmem.settings import Count, Positive, Settings
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+"""A Kubernetes quantity: "500m" of a CPU, "64Gi" of memory."""
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+StageName = Literal[
+    "video_segmentation",
+    "phase_one_gspo",
+    "rollout_cache",
+    "judge_scoring",
+    "deployment",
+    "feedback_collection",
+    "preference_mining",
+    "phase_two_dpo",
+    "streaming_eval",
+    "lineage_record",
+]
+STAGES: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
+
+
+class Accelerator(Settings):
+    """So many devices of one Kubernetes resource, such as nvidia.com/gpu."""
+
+    type: LabelKey
+    count: Count
+
+
+class Toleration(Settings):
+    """A taint that a stage's pod puts up with; no value means that the key's existence is enough."""
+
+    key: LabelKey
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+
+
+class SecretVariable(Settings):
+    """An environment variable filled from a Kubernetes secret; the value is never in a file of ours."""
+
+    variable: Variable
+    secret: KubernetesName
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]
+
+
+class Retry(Settings):
+    """How often a failed stage is tried again, and how long it waits before: `seconds`, times `factor` each time."""
+
+    count: Annotated[int, Field(ge=0)]
+    seconds: Count
+    factor: Positive
+
+
+class StageResources(Settings):
+    """What one stage's pod asks for. `image` names the kind of image, see `components.images`."""
+
+    image: Literal["data", "train"]
+    cpu: Quantity
+    memory: Quantity
+    shm: Quantity | None  # size of /dev/shm; data loaders and NCCL need more than a container's 64 MiB
+    accelerator: Accelerator | None
+    tolerations: list[Toleration]
+    node_selector: dict[LabelKey, LabelValue]
+    secrets: list[SecretVariable]
+    retry: Retry
+    timeout_seconds: Count
+    labels: dict[LabelKey, LabelValue]
+
+
+class ClusterSettings(Settings):
+    """One `StageResources` for each stage of the loop."""
+
+    stages: dict[StageName, StageResources]
+
+    @model_validator(mode="after")
+    def _every_stage(self) -> Self:
+        missing = [name for name in STAGES if name not in self.stages]
+        if missing:
+            raise ValueError(f"no resources for the stages {', '.join(missing)}")
+        return self
