@@ -25,7 +25,7 @@ from taskmem.config import load_profile
 from taskmem.evaluation.metrics import Graded, pooled_difference
 from taskmem.loop.results import ARMS
 from taskmem.records import read_json
-from taskmem.stages.evaluate import read_graded
+from taskmem.stages.common import read_graded
 
 SECOND_BASE_SEED = 1
 Runs = list[tuple[Path, dict[str, Any]]]

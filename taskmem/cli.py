@@ -148,7 +148,7 @@ def score(
     profile: ProfileName = MINIATURE,
 ) -> None:
     """Judge every candidate: judgements.jsonl and a summary."""
-    from taskmem.stages.candidates import judge_scoring
+    from taskmem.stages.judging import judge_scoring
 
     settings = load_profile(profile)
     with _stage("score") as progress:

@@ -15,7 +15,7 @@ from taskmem.loop.results import ARMS, arm_results, commit, compare_arms
 from taskmem.loop.runner import Display, Done, Runner, Work
 from taskmem.progress import Progress
 from taskmem.records import Refusal, read_json, read_records, write_json
-from taskmem.stages import adapt, candidates, deploy, evaluate, mining, segmentation, train_policy
+from taskmem.stages import adapt, candidates, deploy, evaluate, judging, mining, segmentation, train_policy
 from taskmem.stages.common import EVENTS, QUESTIONS, SUMMARY
 from taskmem.store.locks import acquire, release
 from taskmem.world.splits import SPLITS, render_split
@@ -164,7 +164,7 @@ class Loop:
             candidates.rollout_cache(film.folder, policy, profile, seed, out, progress)
 
         def judged(out: Path, progress: Progress) -> None:
-            candidates.judge_scoring(rollouts.folder, film.folder, self._backends, profile, out, progress)
+            judging.judge_scoring(rollouts.folder, film.folder, self._backends, profile, out, progress)
 
         deployment = self._stage("deployment", deployed, {"policy": pi_0, "segments": film, "world": world})
         feedback = self._stage("feedback", collected, {"deployment": deployment})

@@ -11,8 +11,7 @@ from rich.table import Table
 from taskmem.config import EvaluationSettings
 from taskmem.evaluation.metrics import Graded, measure, paired_difference
 from taskmem.records import read_json
-from taskmem.stages.common import SUMMARY
-from taskmem.stages.evaluate import read_graded
+from taskmem.stages.common import SUMMARY, read_graded
 
 ARMS = ("base", "task_prompt", "phase_one", "phase_two", "phase_two_other_task", "phase_two_random_pairs")
 PAIRED = (

@@ -18,12 +18,12 @@ from taskmem.judge.protocols import Judges
 from taskmem.phase_one.history import History, StrongMemory
 from taskmem.phase_one.rollouts import reward_group
 from taskmem.phase_one.trainer import SLOTS_FILE, PackedGSPOTrainer, gspo_config, last_checkpoint
-from taskmem.policy.encoding import FramesOf
 from taskmem.policy.stream import by_stream
 from taskmem.policy.training import report_to
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, load_processor, policy_digest
 from taskmem.progress import Progress, silent
 from taskmem.records import Segment, read_json, write_json
+from taskmem.video.frames import FramesOf
 
 Validate = Callable[[TransformersPolicy], float]
 _METRICS = (

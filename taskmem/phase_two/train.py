@@ -18,13 +18,14 @@ from trl import DPOConfig, DPOTrainer
 from taskmem.config import PhaseTwoSettings, Profile
 from taskmem.errors import UserError
 from taskmem.files import replace_directory
-from taskmem.policy.encoding import FramesOf, Prompt, PromptEncoder
+from taskmem.policy.encoding import Prompt, PromptEncoder
 from taskmem.policy.packing import score_groups
 from taskmem.policy.training import report_to
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, policy_reference
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, Preference, Rollouts, write_json
 from taskmem.steer import SteerConfig, scale_to_norm, steer_vector
+from taskmem.video.frames import FramesOf
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,18 @@
 """Contexts to model inputs, through the checkpoint's own chat template and processor."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers.video_utils import VideoMetadata
 
 from taskmem.config import PolicySettings
 from taskmem.records import Context, Segment
+from taskmem.video.frames import Frames, FramesOf
 
-Frames = NDArray[np.uint8]
-FramesOf = Callable[[Segment], Frames]
 _VIDEO = 2  # transformers' token type of video placeholders
 
 
@@ -124,8 +121,3 @@ def _pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     fill = [[value] * (length - len(row)) for row in rows]
     padded = [[*f, *r] if side == "left" else [*r, *f] for f, r in zip(fill, rows, strict=True)]
     return torch.tensor(padded)
-
-
-def clip_reader(clips: Path, read: Callable[[Path], Frames]) -> FramesOf:
-    """`frames_of` for segments whose clips lie below the folder `clips`."""
-    return lambda segment: read(clips / segment.clip)

@@ -12,12 +12,13 @@ from transformers.utils import logging as transformers_logging
 from taskmem.config import PolicySettings
 from taskmem.errors import UserError
 from taskmem.files import sha256_bytes, sha256_tree
-from taskmem.policy.encoding import FramesOf, Prompt, PromptEncoder
+from taskmem.policy.encoding import Prompt, PromptEncoder
 from taskmem.policy.grammar import CLOSE, parse
 from taskmem.policy.packing import sample_groups
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
 from taskmem.records import Context, one_line, read_json
+from taskmem.video.frames import FramesOf
 
 ROWS = 128  # completions sampled at once
 

@@ -1,24 +1,15 @@
-"""What several stages read."""
+"""What several stages read; without torch, for many need none."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
-
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.policy.encoding import FramesOf, clip_reader
+from taskmem.evaluation.metrics import Graded
+from taskmem.evaluation.streaming import GradedAnswer
 from taskmem.policy.stream import by_stream, window_context
-from taskmem.policy.transformers_policy import (
-    TransformersPolicy,
-    load_checkpoint,
-    policy_digest,
-    policy_reference,
-    prepare_process,
-)
-from taskmem.records import Context, Question, Rollouts, Segment, read_json, read_records
-from taskmem.steer import read_adapter
-from taskmem.video.frames import read_clip
+from taskmem.records import Context, Question, Rollouts, Segment, read_records
+from taskmem.video.frames import FramesOf, read_clip
 
 SEGMENTS = "segments.jsonl"
 MEMORIES = "memories.jsonl"
@@ -46,26 +37,7 @@ def footage(folder: Path, profile: Profile) -> Footage:
     segments = read_records(folder / SEGMENTS, Segment)
     if not segments:
         raise UserError(f"{folder / SEGMENTS}: holds no segments; see refused.jsonl beside it, or give another folder")
-    return Footage(segments, clip_reader(folder, lambda path: read_clip(path, limits)))
-
-
-def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path | None = None) -> TransformersPolicy:
-    """The policy of a checkpoint folder, steered by the adapter in `adapter` if one is given."""
-    prepare_process()
-    model, processor = load_checkpoint(path)
-    policy = TransformersPolicy.of(model, processor, profile.policy, frames_of, policy_digest(path))
-    if adapter is not None:
-        try:
-            read_adapter(adapter)
-            trained_on = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path"))
-            if trained_on != (wanted := policy_reference(policy.digest)):
-                raise ValueError(f"trained on {trained_on[:19]}, not on the policy {wanted[:19]}; train it again")
-            # PEFT puts the steer layer into `model` itself, which the policy goes on using
-            PeftModel.from_pretrained(model, str(adapter))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{adapter}: {error}") from None
-        policy.adapter = adapter.name
-    return policy
+    return Footage(segments, lambda segment: read_clip(folder / segment.clip, limits))
 
 
 def contexts_of(rollouts: list[Rollouts], segments: list[Segment], profile: Profile) -> list[Context]:
@@ -98,3 +70,8 @@ def questions_about(path: Path, segments: list[Segment]) -> list[Question]:
             f"{path}: no question about any of these streams; give the questions that belong to the segments"
         )
     return questions
+
+
+def read_graded(arm: Path) -> list[Graded]:
+    """The graded answers of an evaluated arm."""
+    return [answer.graded for answer in read_records(arm / GRADED, GradedAnswer)]

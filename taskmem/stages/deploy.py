@@ -13,7 +13,8 @@ from taskmem.files import sha256_bytes
 from taskmem.policy.stream import by_stream, watch
 from taskmem.progress import Progress, silent
 from taskmem.records import FeedbackEvent, Memory, Question, write_records
-from taskmem.stages.common import EVENTS, MEMORIES, footage, load_policy, questions_about
+from taskmem.stages.common import EVENTS, MEMORIES, footage, questions_about
+from taskmem.stages.policies import load_policy
 
 # stream time is all a rendered stream has; a log needs dates
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)

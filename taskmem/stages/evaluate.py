@@ -6,15 +6,16 @@ from pathlib import Path
 from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.evaluation.metrics import Graded, breakdown
+from taskmem.evaluation.metrics import breakdown
 from taskmem.evaluation.protocols import FactChecker
-from taskmem.evaluation.streaming import GradedAnswer, ask, graded_answers
+from taskmem.evaluation.streaming import ask, graded_answers
 from taskmem.feedback import read_collection
 from taskmem.policy.renderer import task_prompt
 from taskmem.policy.stream import by_stream, watch
 from taskmem.progress import Progress, silent
-from taskmem.records import Memory, read_records, write_json, write_records
-from taskmem.stages.common import GRADED, MEMORIES, SUMMARY, footage, load_policy, questions_about
+from taskmem.records import Memory, write_json, write_records
+from taskmem.stages.common import GRADED, MEMORIES, SUMMARY, footage, questions_about
+from taskmem.stages.policies import load_policy
 
 
 def streaming_eval(
@@ -53,11 +54,6 @@ def rates(memories: Sequence[Memory], checker: FactChecker) -> dict[str, float]:
         "format_rate": sum(m.text is not None for m in memories) / max(1, len(memories)),
         "wrong_fact_rate": sum(wrong for _, wrong in checked) / max(1, stated),
     }
-
-
-def read_graded(arm: Path) -> list[Graded]:
-    """The graded answers of an evaluated arm."""
-    return [answer.graded for answer in read_records(arm / GRADED, GradedAnswer)]
 
 
 def recent_task_prompt(feedback: Path, environment: str, profile: Profile) -> str:

@@ -21,13 +21,14 @@ import torch
 from taskmem.config import PolicySettings
 from taskmem.errors import UserError
 from taskmem.files import replace_directory, sha256_bytes
-from taskmem.policy.encoding import Frames, Prompt, PromptEncoder
+from taskmem.policy.encoding import Prompt, PromptEncoder
 from taskmem.policy.grammar import completion_for, parse
 from taskmem.policy.packing import sample_groups
 from taskmem.policy.renderer import render
 from taskmem.policy.transformers_policy import prepare_process
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, ContextMemory, Segment, write_json
+from taskmem.video.frames import Frames
 from taskmem.world.checkpoint import build_model, build_processor, build_tokenizer
 from taskmem.world.facts import ROOM, TYPES, VALUES, describe, known_room, read_facts, sample_facts, sample_stream
 from taskmem.world.questions import question_text

@@ -8,7 +8,7 @@ from policy_parts import Films
 from transformers.video_utils import VideoMetadata
 
 from taskmem.config import PolicySettings
-from taskmem.policy.encoding import Prompt, PromptEncoder, clip_reader
+from taskmem.policy.encoding import Prompt, PromptEncoder
 from taskmem.policy.renderer import render
 from taskmem.records import Context
 
@@ -129,13 +129,6 @@ def test_clips_can_be_read_from_another_place(films: Films, encoder_of: Any) -> 
     assert encoder.clip(known) is kept
     encoder.clip(new)
     assert elsewhere.read == [new.sha256]
-
-
-def test_a_clip_reader_finds_clips_below_its_folder(films: Films, tmp_path: Any) -> None:
-    segment = films.segment(7)
-    asked = []
-    clip_reader(tmp_path, lambda path: asked.append(path) or films.frames_of(segment))(segment)  # type: ignore[func-returns-value]
-    assert asked == [tmp_path / "stream" / "00007.mp4"]
 
 
 def test_completion_ids_end_the_turn_and_say_the_text(encoder_of: Any) -> None:
