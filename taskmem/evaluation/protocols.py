@@ -1,20 +1,8 @@
-"""What streaming evaluation needs from outside: an answerer that reads memory, and a grader of its answers."""
+"""What evaluation needs from outside, besides an agent and its answerer."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
-from taskmem.records import Memory, Question
-
-
-class Answerer(Protocol):
-    """Answers from memory text only, never from video."""
-
-    def answer(self, question: Question, memories: Sequence[Memory]) -> str | None:
-        """The answer, or None for "insufficient information".
-
-        `question` carries no answer; `memories` are those of its stream that ended by the time it was asked, oldest first.
-        """
-        ...
+from taskmem.records import Question
 
 
 class Grader(Protocol):
@@ -30,4 +18,20 @@ class FactChecker(Protocol):
 
     def check(self, stream: str, index: int, memory: str) -> tuple[int, int]:
         """Facts stated, and those of them that are wrong."""
+        ...
+
+
+class Evidence(Protocol):
+    """Knows what a memory must say so that a question can be answered from it; the report marks it there."""
+
+    def moment(self, question: Question) -> float | None:
+        """What second of its stream `question` asks about; None where it names none."""
+        ...
+
+    def phrase(self, question: Question) -> str | None:
+        """The words a memory must contain; None for a question that carries no answer or is not understood."""
+        ...
+
+    def said(self, question: Question, memory: str) -> tuple[int, int] | None:
+        """Start and end, in characters, of what `memory` says about what `question` asks for, right or wrong; else None."""
         ...

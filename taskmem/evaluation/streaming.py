@@ -2,17 +2,11 @@
 
 from collections.abc import Sequence
 
+from taskmem.agent import Answerer, visible
 from taskmem.config import EvaluationSettings
 from taskmem.evaluation.metrics import Graded
-from taskmem.evaluation.protocols import Answerer, Grader
+from taskmem.evaluation.protocols import Grader
 from taskmem.records import Memory, Name, Question, Record
-
-
-def visible(memories: Sequence[Memory], question: Question) -> list[Memory]:
-    """The memories of the question's stream that had ended when it was asked, oldest first."""
-    return [
-        m for m in memories if m.stream == question.stream and m.end_s <= question.asked_at_s and m.text is not None
-    ]
 
 
 def ask(

@@ -1,8 +1,8 @@
 """Feedback: the event log of a deployment, and the recent questions collected from it."""
 
 from taskmem.feedback.collection import Collection, Watermark, read_collection, read_watermark, write_collection
-from taskmem.feedback.collector import collect, to_question
-from taskmem.feedback.log import EventConflictError, EventLog
+from taskmem.feedback.collector import collect, collect_folder, to_question
+from taskmem.feedback.log import EventConflictError, EventLog, log_path
 
 __all__ = [
     "Collection",
@@ -10,6 +10,8 @@ __all__ = [
     "EventLog",
     "Watermark",
     "collect",
+    "collect_folder",
+    "log_path",
     "read_collection",
     "read_watermark",
     "to_question",

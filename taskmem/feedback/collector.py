@@ -28,16 +28,19 @@ def to_question(event: FeedbackEvent) -> Question:
     )
 
 
-def collect(log_path: Path, since: Watermark | None, settings: MiningSettings) -> Collection:
+def collect(
+    log_path: Path, since: Watermark | None, settings: MiningSettings, environment: str | None = None
+) -> Collection:
     """The `settings.recent_questions` last asked questions of each environment in the events after `since` (None: all).
 
     Recent means late in the log: arrival cannot be forged by a device's clock. A question asked several times counts
-    once, at its last place, with all its sources. Events without consent, lines that are no event, repeated event ids
-    and questions that contradict an earlier one of the same id are refused and listed with file:line; the rest goes on.
-    An unfinished last line is listed too and left for the next collection. The log may be written to meanwhile.
+    once, at its last place, with all its sources. Events without consent, lines that are no event, repeated event ids,
+    questions that contradict an earlier one of the same id and, if `environment` says whose log this is, events that
+    name another are refused and listed with file:line; the rest goes on. An unfinished last line is listed too and left
+    for the next collection. The log may be written to meanwhile.
     Raises UserError if the log is missing or `since` does not fit it.
     """
-    gathered = _Gathered(log_path.name)
+    gathered = _Gathered(log_path.name, environment)
     try:
         with log_path.open("rb") as handle:
             digest = _pass_over(handle, since, log_path)
@@ -55,6 +58,34 @@ def collect(log_path: Path, since: Watermark | None, settings: MiningSettings) -
         raise UserError(f"{log_path}: {why}; give the path the deployment writes to") from None
     watermark = Watermark(offset=offset, lines=number, sha256=digest.hexdigest())
     return gathered.collection(settings.recent_questions, watermark)
+
+
+def collect_folder(folder: Path, settings: MiningSettings) -> Collection:
+    """Everything in a folder of logs, each `<environment>.jsonl` collected as that environment's own, in order of name.
+
+    Its watermark is that of the logs one after the other: a seal on what was read, which no later collection starts from.
+    UserError if the folder holds no log.
+    """
+    logs = sorted(folder.glob("[!.]*.jsonl"), key=lambda path: path.stem)
+    if not logs:
+        raise UserError(f"{folder}: no event log (*.jsonl) there; give the folder that the deployment writes to")
+    parts = [collect(path, None, settings, environment=path.stem) for path in logs]
+    digest = hashlib.sha256()
+    for path, part in zip(logs, parts, strict=True):
+        with path.open("rb") as handle:
+            for piece in _pieces(handle, part.watermark.offset):
+                digest.update(piece)
+    return Collection(
+        questions={environment: questions for part in parts for environment, questions in part.questions.items()},
+        sources={environment: known for part in parts for environment, known in part.sources.items()},
+        refused=tuple(refusal for part in parts for refusal in part.refused),
+        watermark=Watermark(
+            offset=sum(part.watermark.offset for part in parts),
+            lines=sum(part.watermark.lines for part in parts),
+            sha256=digest.hexdigest(),
+        ),
+        events=sum(part.events for part in parts),
+    )
 
 
 def _pieces(handle: BinaryIO, size: int) -> Iterator[bytes]:
@@ -84,8 +115,9 @@ def _pass_over(handle: BinaryIO, since: Watermark | None, log: Path) -> "hashlib
 class _Gathered:
     """Questions, sources and refusals while the log is read."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, environment: str | None) -> None:
         self._file = file
+        self._environment = environment
         self._lines: dict[str, int] = {}  # event id -> line
         self._asked: dict[
             str, dict[str, tuple[Question, set[str]]]
@@ -105,6 +137,10 @@ class _Gathered:
             first = error.errors(include_url=False, include_input=False)[0]
             field = one_line(".".join(str(part) for part in first["loc"])) or "the line"
             self.refuse(number, f"{field}: {first['msg']}")
+            return
+        if self._environment not in (None, event.environment):
+            # one tenant's collection does not say who the other is
+            self.refuse(number, f"event {event.id} names another environment than the log's")
             return
         earlier = self._lines.setdefault(event.id, number)
         if earlier != number:

@@ -7,16 +7,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from taskmem.errors import UserError
 from taskmem.files import fsync_directory, sha256_bytes
-from taskmem.records import FeedbackEvent, dump_record
+from taskmem.records import FeedbackEvent, Name, dump_record
 from taskmem.store.locks import acquire, release
 
 
 class EventConflictError(UserError):
     """An event's id is already in the log with other content."""
+
+
+def log_path(folder: Path, environment: str) -> Path:
+    """The log of one environment in a folder of logs, which tenants never share; UserError for an unsafe name."""
+    try:
+        name = TypeAdapter(Name).validate_python(environment)
+    except ValidationError:
+        raise UserError(
+            f"environment {environment!r}: not a safe name; use letters, digits and inner '.', '_', '-'"
+        ) from None
+    return folder / f"{name}.jsonl"
 
 
 class EventLog:

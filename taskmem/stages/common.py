@@ -14,7 +14,7 @@ from taskmem.video.frames import FramesOf, read_clip
 SEGMENTS = "segments.jsonl"
 MEMORIES = "memories.jsonl"
 QUESTIONS = "questions.jsonl"
-EVENTS = "events.jsonl"
+EVENTS = "events"
 ROLLOUTS = "rollouts.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 PREFERENCES = "preferences.jsonl"

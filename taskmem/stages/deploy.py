@@ -1,19 +1,20 @@
-"""deployment and feedback_collection: the agent works, people ask, their questions come back."""
+"""deployment: the agent works, people ask and say whether the answer was right."""
 
+import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from taskmem.agent import Agent, Answer, LocalAgent
 from taskmem.backends import Backends
 from taskmem.config import Profile
-from taskmem.evaluation.protocols import Grader
-from taskmem.evaluation.streaming import ask, feedback_and_rest, visible
-from taskmem.feedback import EventLog, collect, write_collection
-from taskmem.feedback.collection import Watermark
+from taskmem.errors import UserError
+from taskmem.evaluation.streaming import feedback_and_rest
 from taskmem.files import sha256_bytes
-from taskmem.policy.stream import by_stream, watch
+from taskmem.policy.stream import by_stream, positions
 from taskmem.progress import Progress, silent
-from taskmem.records import FeedbackEvent, Memory, Question, write_records
-from taskmem.stages.common import EVENTS, MEMORIES, footage, questions_about
+from taskmem.records import FeedbackEvent, Memory, Question, Segment, write_json, write_records
+from taskmem.stages.common import EVENTS, MEMORIES, SUMMARY, footage, questions_about
 from taskmem.stages.policies import load_policy
 
 # stream time is all a rendered stream has; a log needs dates
@@ -29,25 +30,64 @@ def deployment(
     seed: int,
     out: Path,
     progress: Progress = silent,
+    adapter: Path | None = None,
 ) -> None:
-    """Watch the deployment's streams with the policy and answer each environment's first questions from memory.
+    """Start an agent with the policy (steered by the adapter in `adapter`), stream the split, ask its questions, stop it.
 
-    Writes `out`/memories.jsonl and `out`/events.jsonl, one feedback event per question asked.
+    Each environment's first questions are asked. Writes `out`/memories.jsonl, `out`/events/<environment>.jsonl with one
+    feedback event per question, and `out`/summary.json {segments, format_rate, asked, answered, correct}. UserError if the
+    policy wrote not one well-formed memory.
     """
+    # it is the sign of a policy that was deployed and checked
+    (out / SUMMARY).unlink(missing_ok=True)
     film = footage(segments, profile)
-    writer = load_policy(policy, profile, film.frames_of)
-    memories, _ = watch(writer, by_stream(film.segments), profile.policy.window, seed, progress=progress)
-    write_records(out / MEMORIES, memories)
     first, _ = feedback_and_rest(questions_about(questions, film.segments), profile.evaluation)
-    (out / EVENTS).unlink(missing_ok=True)
-    with EventLog(out / EVENTS) as log:
-        for question, answer in ask(first, memories, backends.answerer):
-            log.append(_event(question, answer, memories, backends.grader))
-    (out / f"{EVENTS}.lock").unlink()
+    writer = load_policy(policy, profile, film.frames_of, adapter)
+    # what a killed attempt left would be taken for feedback of this one
+    shutil.rmtree(out / EVENTS, ignore_errors=True)
+    with LocalAgent(writer, backends.answerer, profile.policy.window, seed, out / EVENTS) as agent:
+        agent.ready()
+        memories = _stream(agent, film.segments, progress)
+        write_records(out / MEMORIES, memories)
+        well_formed = sum(memory.text is not None for memory in memories)
+        if not well_formed:
+            raise UserError(f"{policy}: not one of {len(memories)} memories is well formed; deploy another policy")
+        events = _ask(agent, first, backends)
+    for lock in (out / EVENTS).glob("*.lock"):
+        lock.unlink()
+    summary = {
+        "segments": len(memories),
+        "format_rate": well_formed / len(memories),
+        "asked": len(events),
+        "answered": sum(event.answer is not None for event in events),
+        "correct": sum(event.outcome == "correct" for event in events),
+    }
+    write_json(out / SUMMARY, summary)
 
 
-def _event(question: Question, answer: str | None, memories: list[Memory], grader: Grader) -> FeedbackEvent:
-    right = answer is not None and grader.correct(question, answer)
+def _stream(agent: Agent, segments: Sequence[Segment], progress: Progress) -> list[Memory]:
+    """Every segment's memory, ordered by stream and index; all streams run side by side."""
+    steps = positions(by_stream(segments))
+    memories: list[Memory] = []
+    for number, newest in enumerate(steps):
+        memories += agent.remember(newest)
+        progress(number + 1, len(steps))
+    return sorted(memories, key=lambda memory: (memory.stream, memory.index))
+
+
+def _ask(agent: Agent, questions: Sequence[Question], backends: Backends) -> list[FeedbackEvent]:
+    """Ask every question and give feedback on its answer."""
+    adapter = agent.ready().adapter
+    events = []
+    for question in questions:
+        answer = agent.answer(question.without_answer())
+        right = answer.text is not None and backends.grader.correct(question, answer.text)
+        events.append(_event(question, answer, right, adapter))
+        agent.feedback(events[-1])
+    return events
+
+
+def _event(question: Question, answer: Answer, right: bool, adapter: str) -> FeedbackEvent:
     return FeedbackEvent(
         id=question.id,
         environment=question.environment,
@@ -59,14 +99,10 @@ def _event(question: Question, answer: str | None, memories: list[Memory], grade
         type=question.type,
         text=question.text,
         options=question.options,
-        answer=answer,
-        memories=tuple(f"{m.stream}:{m.index}" for m in visible(memories, question)),
+        answer=answer.text,
+        memories=answer.memories,
+        adapter=adapter,
         outcome="correct" if right else "incorrect",
         correction=None if right else question.answer,
         consent=True,
     )
-
-
-def feedback_collection(events: Path, since: Watermark | None, profile: Profile, out: Path) -> None:
-    """Collect the recent questions of every environment from an event log; see `taskmem.feedback.collect`."""
-    write_collection(out, collect(events, since, profile.mining))

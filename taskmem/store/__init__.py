@@ -1,6 +1,7 @@
 """Object store: put-if-absent and compare-and-swap behind one protocol."""
 
 from taskmem.store.local import LocalStore
+from taskmem.store.opening import open_store
 from taskmem.store.protocol import (
     AlreadyExists,
     Conflict,
@@ -22,4 +23,5 @@ __all__ = [
     "Store",
     "StoreFault",
     "Stored",
+    "open_store",
 ]

@@ -5,7 +5,8 @@ import random
 import pytest
 from policy_parts import Films, Scribe
 
-from taskmem.policy.stream import by_stream, watch, window_context
+from taskmem.errors import UserError
+from taskmem.policy.stream import Watcher, by_stream, positions, watch, window_context
 from taskmem.policy.transformers_policy import TransformersPolicy
 from taskmem.records import Context
 
@@ -90,6 +91,51 @@ def test_progress_counts_positions_of_the_longest_stream(films: Films) -> None:
     streams = {"a": films.stream("a", 3), "b": films.stream("b", 2)}
     watch(Scribe(told), streams, window=2, seed=0, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_positions_go_through_all_streams_side_by_side(films: Films) -> None:
+    a, b = films.stream("a", 3), films.stream("b", 1)
+    assert positions({"b": b, "a": a}) == [[a[0], b[0]], [a[1]], [a[2]]]
+    assert positions({}) == []
+
+
+def test_a_watcher_gives_memories_in_the_order_asked_and_writes_them_sorted_by_stream(films: Films) -> None:
+    scribe = Scribe(told)
+    watcher = Watcher(scribe, window=2, seed=0)
+    written = watcher.write([films.segment(0, name) for name in ("c", "a", "b")])
+    assert [memory.text for memory, _ in written] == ["c 0", "a 0", "b 0"]
+    assert [told(context) for _, context in written] == ["c 0", "a 0", "b 0"]
+    assert [[told(c) for c in batch] for batch in scribe.shown] == [["a 0", "b 0", "c 0"]]
+
+
+def test_however_the_streams_are_interleaved_the_contexts_are_the_same(films: Films) -> None:
+    streams = {name: films.stream(name, 6) for name in ("a", "b", "c")}
+    _, expected = watch(Scribe(told), streams, window=3, seed=0)
+    rng, left = random.Random(4), {name: list(segments) for name, segments in streams.items()}
+    watcher, contexts = Watcher(Scribe(told), window=3, seed=0), []
+    while left := {name: segments for name, segments in left.items() if segments}:
+        chosen = rng.sample(sorted(left), rng.randint(1, len(left)))
+        contexts += [context for _, context in watcher.write([left[name].pop(0) for name in chosen])]
+    assert sorted(contexts, key=lambda c: (c.current.stream, c.current.index)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([("a", 1)], "segment 1 of stream a: segment 1 was remembered before"),
+        ([("b", 0), ("a", 0)], "segment 0 of stream a: segment 1 was remembered before"),
+        ([("a", 2), ("a", 3)], "segment 3 of stream a: the stream comes twice in one call"),
+    ],
+)
+def test_a_watcher_that_refuses_writes_nothing(films: Films, given: list[tuple[str, int]], reason: str) -> None:
+    scribe = Scribe(told)
+    watcher = Watcher(scribe, window=3, seed=0)
+    watcher.write([films.segment(1, "a")])
+    with pytest.raises(UserError, match=f"^{reason}; give "):
+        watcher.write([films.segment(index, stream) for stream, index in given])
+    assert len(scribe.shown) == 1
+    ((_, context),) = watcher.write([films.segment(2, "a")])
+    assert indices(context) == [1, 2]
 
 
 def test_what_is_written_of_a_stream_does_not_depend_on_the_other_streams(

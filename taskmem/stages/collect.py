@@ -1,0 +1,35 @@
+"""feedback_collection: the questions people asked come back, without their answers."""
+
+from pathlib import Path
+
+from taskmem.config import Profile
+from taskmem.errors import UserError
+from taskmem.feedback import Collection, collect, collect_folder, log_path, write_collection
+from taskmem.feedback.collection import Watermark
+
+
+def feedback_collection(events: Path, since: Watermark | None, profile: Profile, out: Path) -> None:
+    """Collect the recent questions of every environment, from one event log or from a folder of <environment>.jsonl.
+
+    See `taskmem.feedback.collect`. UserError for `since` with a folder: each of its logs has a watermark of its own.
+    """
+    if not events.is_dir():
+        write_collection(out, collect(events, since, profile.mining))
+        return
+    if since is not None:
+        raise UserError(
+            f"{events}: a folder of logs has no one watermark; collect each log on its own, or without --since"
+        )
+    write_collection(out, collect_folder(events, profile.mining))
+
+
+def collect_environment(
+    events: Path, environment: str, since: Watermark | None, profile: Profile, out: Path
+) -> Collection:
+    """Collect the recent questions of one environment from `events`/<environment>.jsonl alone, and write them to `out`.
+
+    Events in it that name another environment are refused and listed. UserError for an unsafe name or a missing log.
+    """
+    collection = collect(log_path(events, environment), since, profile.mining, environment)
+    write_collection(out, collection)
+    return collection
