@@ -1,0 +1,1 @@
+"""report.html: one self-contained page on what a run learned, and what it cost."""
