@@ -4,10 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from taskmem.settings import Count, Positive, Settings
+from taskmem.settings import Count, Settings
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
-"""A Kubernetes quantity: "500m" of a CPU, "64Gi" of memory."""
+Cpu = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?|[0-9]+m)$")]
+"""CPU cores as kfp takes them: "8", "0.5" or "500m"."""
+Memory = Annotated[str, Field(pattern=r"^[0-9]+(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
+"""Bytes as kfp takes them: "64Gi"."""
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
 LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
@@ -52,20 +54,20 @@ class SecretVariable(Settings):
 
 
 class Retry(Settings):
-    """How often a failed stage is tried again, and how long it waits before: `seconds`, times `factor` each time."""
+    """How often a failed stage is tried again, and how long it waits: `seconds`, times `factor` (whole, for Argo) each time."""
 
     count: Annotated[int, Field(ge=0)]
     seconds: Count
-    factor: Positive
+    factor: Count
 
 
 class StageResources(Settings):
     """What one stage's pod asks for. `image` names the kind of image, see `components.images`."""
 
     image: Literal["data", "train"]
-    cpu: Quantity
-    memory: Quantity
-    shm: Quantity | None  # size of /dev/shm; data loaders and NCCL need more than a container's 64 MiB
+    cpu: Cpu
+    memory: Memory
+    shm: Memory | None  # size of /dev/shm; data loaders and NCCL need more than a container's 64 MiB
     accelerator: Accelerator | None
     tolerations: list[Toleration]
     node_selector: dict[LabelKey, LabelValue]

@@ -1,0 +1,1 @@
+"""The agent at work, and the champion's pointer."""

@@ -1,0 +1,1 @@
+"""The recent questions of each environment since its last adaptation."""

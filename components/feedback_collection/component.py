@@ -1,0 +1,26 @@
+"""The recent questions of each environment since its last adaptation."""
+
+from kfp.dsl import Dataset, Input, Metrics, Output
+
+from components.base import component
+
+
+@component
+def feedback_collection(
+    shard: dict,
+    events: Input[Dataset],
+    store: str,
+    profile: str,
+    feedback: Output[Dataset],
+    metrics: Output[Metrics],
+) -> None:
+    """Collect each environment's questions from its own log, events/<environment>.jsonl.
+
+    An environment with too few new ones since its watermark in `store` ("" for none) is skipped, with the reason.
+    """
+    from taskmem.entry import feedback_collection as stage
+
+    numbers = stage(shard, events.path, store, profile, feedback.path)
+    feedback.metadata["failed"] = numbers["failed"]
+    for name, value in numbers.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,1 @@
+"""What the judges say of every candidate, and a quality report of the policy that wrote them."""

@@ -1,0 +1,1 @@
+"""What a run was made of and what became of it."""

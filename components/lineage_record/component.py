@@ -1,0 +1,36 @@
+"""What a run was made of and what became of it."""
+
+from typing import List
+
+from kfp.dsl import Dataset, Input, Markdown, Metrics, Model, Output
+
+from components.base import component
+
+
+@component
+def lineage_record(
+    segments: Input[Dataset],
+    policy: Input[Model],
+    rollouts: Input[Dataset],
+    judgements: Input[Dataset],
+    feedback: Input[List[Dataset]],
+    preferences: Input[List[Dataset]],
+    adapters: Input[List[Model]],
+    verdicts: Input[List[Dataset]],
+    outcomes: Input[List[Dataset]],
+    profile: str,
+    seed: int,
+    record: Output[Dataset],
+    summary: Output[Markdown],
+    metrics: Output[Metrics],
+) -> None:
+    """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments."""
+    from taskmem.entry import lineage_record as stage
+
+    shared = {"segments": segments, "policy": policy, "rollouts": rollouts, "judgements": judgements}
+    sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
+    used = {name: [artifact.path] for name, artifact in shared.items()}
+    used |= {name: [artifact.path for artifact in artifacts] for name, artifacts in sharded.items()}
+    numbers = stage(used, [shard.path for shard in outcomes], profile, seed, record.path, summary.path)
+    for name, value in numbers.items():
+        metrics.log_metric(name, value)

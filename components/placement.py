@@ -1,0 +1,92 @@
+"""What a profile asks of a cluster, put on a Kubeflow task: the one helper that every pipeline uses for every task.
+
+kfp expresses all of `taskmem.cluster.StageResources`. It cannot express pod affinity, topology spread, a priority or scheduler
+class, a service account per task, or a second accelerator resource: a stage that needs one of these, or more than one node,
+launches a Kubeflow TrainJob, whose pod template has them.
+"""
+
+from kfp import dsl, kubernetes
+
+from components.images import Images, is_pinned
+from taskmem.cluster import StageName, StageResources
+from taskmem.config import Profile
+from taskmem.entry import IMAGE
+
+USER = 1000
+"""The user and group that the images are built for; never root."""
+RETRY_WINDOW = "365d"
+"""Never binds: Argo takes it as a deadline from the first attempt's start, queueing included, and kfp's default is an hour."""
+
+
+def place(
+    task: dsl.PipelineTask,
+    stage: StageName,
+    profile: Profile,
+    images: Images,
+    *,
+    name: str | None = None,
+    cached: bool = True,
+) -> dsl.PipelineTask:
+    """Give a task its image and all that the profile asks for its stage; what the profile does not ask leaves no trace.
+
+    Call it once for each task. `name` is what the task is called on screen, the stage if not given. `cached` says that a
+    result may be reused while the inputs are the same; it holds only for an image named by digest, because kfp's cache key
+    has the image's name and not its contents.
+    """
+    asked = profile.cluster.stages[stage]
+    image = images.reference(asked.image)
+    task.set_container_image(image)
+    # what a task makes names the image that made it
+    task.set_env_variable(IMAGE, image)
+    task.set_display_name(name or stage)
+    task.set_caching_options(cached and is_pinned(image))
+    _compute(task, asked)
+    _scheduling(task, asked)
+    _pod(task, stage, asked)
+    _attempts(task, asked)
+    return task
+
+
+def _compute(task: dsl.PipelineTask, asked: StageResources) -> None:
+    # request equals limit: the pod gets what it was planned with, and is the last to be evicted
+    task.set_cpu_request(asked.cpu).set_cpu_limit(asked.cpu)
+    task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
+    if asked.accelerator:
+        task.set_accelerator_type(asked.accelerator.type)
+        task.set_accelerator_limit(asked.accelerator.count)
+    if asked.shm:
+        kubernetes.empty_dir_mount(
+            task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=asked.shm
+        )
+
+
+def _scheduling(task: dsl.PipelineTask, asked: StageResources) -> None:
+    for key, value in asked.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for taint in asked.tolerations:
+        operator = "Exists" if taint.value is None else "Equal"
+        kubernetes.add_toleration(task, key=taint.key, operator=operator, value=taint.value, effect=taint.effect)
+
+
+def _pod(task: dsl.PipelineTask, stage: StageName, asked: StageResources) -> None:
+    standard = {"name": "taskmem", "component": stage, "part-of": "taskmem"}
+    labels = {f"app.kubernetes.io/{key}": value for key, value in standard.items()} | asked.labels
+    for key, value in labels.items():
+        kubernetes.add_pod_label(task, key, value)
+    # one call a variable: kfp's mapping is keyed by the secret's key, so two variables of one key would be one
+    for secret in asked.secrets:
+        kubernetes.use_secret_as_env(task, secret.secret, {secret.key: secret.variable}, optional=False)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+
+
+def _attempts(task: dsl.PipelineTask, asked: StageResources) -> None:
+    kubernetes.set_timeout(task, asked.timeout_seconds)
+    retry = asked.retry
+    if not retry.count:
+        return
+    task.set_retry(
+        retry.count,
+        backoff_duration=f"{retry.seconds}s",
+        backoff_factor=retry.factor,
+        backoff_max_duration=RETRY_WINDOW,
+    )

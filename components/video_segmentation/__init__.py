@@ -1,0 +1,1 @@
+"""Any folder of videos to 10-second segments."""

@@ -1,0 +1,1 @@
+"""The embedded world's source of videos; a deployment brings its own instead."""
