@@ -7,15 +7,19 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup lint test test-slow format bench-learning base lock clean
+.PHONY: setup demo lint test test-slow format bench-learning bench-gate base lock clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml requirements.lock tools/torchvision_ops.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[data,train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[data,train,cluster,dev]'
 	$(BIN)/python tools/torchvision_ops.py
 	touch $@
+
+# the whole loop through Kubeflow's local runner, under four minutes on two cores
+demo: setup
+	$(BIN)/taskmem demo --out runs/demo
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,6 +39,10 @@ test-slow: setup
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning
+
+# 2,000 nights with an equal challenger, and the gate's power; needs what bench-learning left in runs/
+bench-gate: setup
+	$(BIN)/python -m benchmarks.gate
 
 # the shipped base policy, rebuilt from its recipe
 base: setup

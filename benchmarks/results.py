@@ -4,7 +4,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from taskmem.loop.results import commit
+from taskmem.lineage.code import commit
 from taskmem.records import write_json
 
 RESULTS = Path(__file__).parent / "results"

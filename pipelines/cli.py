@@ -1,6 +1,103 @@
-"""The console script: taskmem's commands. The Kubeflow ones are mounted here, so that taskmem itself needs no kfp."""
+"""The console script: taskmem's commands, and the Kubeflow ones, which are mounted here so that taskmem itself needs no kfp."""
 
-from taskmem.cli import app, run
+# ruff: noqa: PLC0415 - a command imports its stage when it runs, so that --help is quick
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, fresh, run, shipped_base
+from taskmem.config import load_profile
+from taskmem.errors import UserError
+
+if TYPE_CHECKING:
+    from components.images import Images
+    from pipelines.local import Finished
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Seed = 0,
+    profile: ProfileName = MINIATURE,
+    base: Annotated[Path | None, typer.Option("--base", help="Base policy; by default the shipped one.")] = None,
+    resume: Resume = True,
+) -> None:
+    """The whole loop through Kubeflow's local runner: a table, results.json and report.html."""
+    from pipelines.compiling import travelling
+    from pipelines.end_to_end import end_to_end
+    from pipelines.local import run_pipeline
+    from pipelines.local.run import MARK
+    from pipelines.parts import Placement
+    from taskmem.loop.display import StageDisplay
+
+    settings = load_profile(profile)
+    if settings.world is None:
+        raise UserError(f"profile {settings.name}: the demo runs on the embedded world; use --profile miniature")
+    given = (base or shipped_base()).resolve()
+    if not (given / "config.json").is_file():
+        raise UserError(f"{given}: no policy checkpoint (config.json is missing); give a folder that pretrain wrote")
+    fresh(out, resume, MARK)
+    arguments = {
+        "base": str(given),
+        "store": str((out / "store").resolve()),
+        "profile": travelling(settings),
+        "seed": seed,
+    }
+    finished = run_pipeline(end_to_end(Placement(settings, _here())), arguments, out, StageDisplay(console))
+    _show(finished, out)
+
+
+@app.command("compile")
+def compile_pipelines(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)] = Path("build"),
+    profile: ProfileName = MINIATURE,
+    images: Annotated[
+        Path | None, typer.Option("--images", help='JSON file {"data": REFERENCE, "train": REFERENCE}, by digest.')
+    ] = None,
+) -> None:
+    """Write the IR YAML of every pipeline, the same bytes each time."""
+    from components.images import load_images
+    from pipelines.compiling import compile_all
+
+    used = load_images(images)
+    for path in compile_all(load_profile(profile), used, out):
+        console.print(f"{path}", highlight=False)
+    if not used.pinned:
+        console.print(
+            "images are named by tag, so nothing is cached and a run may change under you: give --images with digests",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _here() -> "Images":
+    """This machine in place of an image, named by what would be inside of one: the code."""
+    from components.images import Images
+    from taskmem.loop.runner import code_digest
+
+    reference = f"localhost/taskmem-python@sha256:{code_digest()}"
+    return Images(data=reference, train=reference)
+
+
+def _show(finished: "Finished", out: Path) -> None:
+    from taskmem.lineage.outcome import OUTCOMES, Outcome
+    from taskmem.loop.report import RESULTS
+    from taskmem.loop.results import differences_table, outcomes_table, results_table
+    from taskmem.records import read_json, read_records, write_json
+
+    made = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
+    results: dict[str, Any] = {**read_json(made["results"] / RESULTS)}
+    results["seconds"] = {name: round(seconds, 2) for name, seconds in finished.seconds.items()}
+    write_json(out / RESULTS, results)
+    shutil.copyfile(made["report"], out / "report.html")
+    console.print(results_table(results))
+    console.print(differences_table(results))
+    console.print(outcomes_table(read_records(made["record"] / OUTCOMES, Outcome)))
+    for name in (RESULTS, "report.html"):
+        console.print(f"{out / name}", highlight=False)
 
 
 def main() -> None:

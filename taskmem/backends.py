@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskmem.agent import Answerer
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.evaluation.protocols import Answerer, FactChecker, Grader
+from taskmem.evaluation.protocols import Evidence, FactChecker, Grader
 from taskmem.judge.protocols import Judges
+from taskmem.world.evidence import WorldEvidence
 from taskmem.world.judges import (
     StrongModel,
     WorldAnswerer,
@@ -26,6 +28,7 @@ class Backends:
     answerer: Answerer
     grader: Grader
     checker: FactChecker
+    evidence: Evidence
     strong: Callable[[int], Callable[[str, int], str]]
 
 
@@ -38,9 +41,10 @@ def backends_for(profile: Profile, world: Path | None) -> Backends:
         raise UserError(
             f"profile {profile.name}: has no embedded world and no judge endpoint yet; use --profile miniature"
         )
-    truths = sorted(world.glob("[!.]*/truth.jsonl")) if world else []
+    # all splits, or one of them
+    truths = sorted([*world.glob("truth.jsonl"), *world.glob("[!.]*/truth.jsonl")]) if world else []
     if not truths:
-        where = f"{world}: no */truth.jsonl there" if world else "--world is missing"
+        where = f"{world}: no truth.jsonl there" if world else "--world is missing"
         raise UserError(f"{where}; give the folder that `taskmem world render` wrote")
     truth = WorldTruth.read(*truths)
     return Backends(
@@ -48,5 +52,6 @@ def backends_for(profile: Profile, world: Path | None) -> Backends:
         answerer=WorldAnswerer(),
         grader=WorldGrader(),
         checker=WorldFactChecker(truth),
+        evidence=WorldEvidence(),
         strong=lambda seed: StrongModel(truth, seed).memory,
     )

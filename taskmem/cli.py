@@ -76,7 +76,7 @@ def loop(
     from taskmem.loop.results import differences_table, results_table
 
     run_loop = Loop(out, base or shipped_base(), load_profile(profile), seed, StageDisplay(console), videos)
-    _fresh(out, resume, ".stages")
+    fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
         console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
@@ -117,7 +117,7 @@ def phase_one(
 
     settings = load_profile(profile)
     ends = _backends(settings, world)
-    _fresh(out, resume, "run.json")
+    fresh(out, resume, "run.json")
     with _stage("phase-one") as progress:
         stage(segments, policy, development, questions, ends, settings, seed, out, progress)
     console.print(f"{out / 'policy'}", highlight=False)
@@ -158,7 +158,7 @@ def score(
 
 @app.command()
 def collect(
-    log: Annotated[Path, typer.Argument(help="The deployment's event log (JSON Lines).")],
+    log: Annotated[Path, typer.Argument(help="The deployment's event log, or its folder of them.")],
     out: Out,
     since: Annotated[
         Path | None, typer.Option("--since", help="watermark.json of the collection before; by default everything.")
@@ -167,7 +167,7 @@ def collect(
 ) -> None:
     """Collect the recent questions of every environment since a watermark."""
     from taskmem.feedback import read_watermark
-    from taskmem.stages.deploy import feedback_collection
+    from taskmem.stages.collect import feedback_collection
 
     feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
     console.print(f"{out}", highlight=False)
@@ -267,7 +267,7 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
     console.print(f"{out}", highlight=False)
 
 
-def _fresh(out: Path, resume: bool, sign: str) -> None:
+def fresh(out: Path, resume: bool, sign: str) -> None:
     """Remove the results of an earlier run, known by the `sign` it left, where the user wants to start anew."""
     if resume or not out.exists():
         return

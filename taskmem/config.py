@@ -4,6 +4,7 @@ A profile is a YAML file. `qwen3-vl-30b.yaml` states every value; another profil
 with a reason, so that no value can differ from the paper's without saying why.
 """
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -309,3 +310,21 @@ def load_profile(name: str) -> Profile:
         return Profile.model_validate(_resolve(name))
     except ValidationError as error:
         raise _mistake(name, error) from None
+
+
+def parse_profile(text: str) -> Profile:
+    """A whole profile as one JSON document, which is how it travels to a stage; UserError with the field if it is wrong."""
+    try:
+        return Profile.model_validate_json(text)
+    except ValidationError as error:
+        raise _mistake("profile", error) from None
+
+
+def override(profile: Profile, settings: dict[str, Any], where: str) -> Profile:
+    """`profile` with `settings` laid over it; UserError naming `where` and the field if the result is no profile."""
+    if not settings:
+        return profile
+    try:
+        return Profile.model_validate_json(json.dumps(_merge(profile.model_dump(mode="json"), settings)))
+    except ValidationError as error:
+        raise _mistake(where, error) from None

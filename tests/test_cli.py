@@ -82,7 +82,7 @@ def test_the_console_script_is_installed() -> None:
 
 def test_there_is_one_command_per_stage() -> None:
     stages = {"segment", "phase-one", "rollouts", "score", "collect", "mine", "phase-two", "evaluate"}
-    assert {words[0] for words in ALL if words} == {"loop", "world", *stages}
+    assert {words[0] for words in ALL if words} == {"loop", "demo", "compile", "world", *stages}
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -114,14 +114,14 @@ def test_every_command_writes_to_out(words: tuple[str, ...]) -> None:
         ("segment empty --out out --profile typo", "profile typo: not found"),
         ("phase-one nowhere --policy p --development d --questions q --out out", "--world"),
         ("rollouts nowhere --policy p --out out", "nowhere/segments.jsonl: cannot be read"),
-        ("score nowhere --segments s --out out --world empty", "empty: no */truth.jsonl there"),
+        ("score nowhere --segments s --out out --world empty", "empty: no truth.jsonl there"),
         ("score nowhere --segments s --out out", "--world"),
         ("score nowhere --segments s --out out --profile qwen3-vl-30b", "has no embedded world"),
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
         ("mine j --rollouts r --segments s --questions q --environment e --out out --world empty", "empty: no"),
         ("phase-two nowhere --policy p --rollouts r --segments s --out out", "r/rollouts.jsonl: cannot be read"),
-        ("evaluate nowhere --policy p --questions q --out out --world empty", "empty: no */truth.jsonl there"),
+        ("evaluate nowhere --policy p --questions q --out out --world empty", "empty: no truth.jsonl there"),
         ("world render --out out --profile qwen3-vl-30b", "profile qwen3-vl-30b: has no world to render"),
         ("world render --out out --profile nowhere.yaml", "profile nowhere.yaml: not found"),
     ],

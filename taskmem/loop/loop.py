@@ -11,17 +11,16 @@ from taskmem.backends import Backends, backends_for
 from taskmem.config import Profile, WorldSettings
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
-from taskmem.loop.results import ARMS, arm_results, commit, compare_arms
+from taskmem.loop.results import ARMS, loop_results
 from taskmem.loop.runner import Display, Done, Runner, Work
+from taskmem.loop.tasks import OTHER, OWN, RANDOM, choose_tasks
 from taskmem.progress import Progress
 from taskmem.records import Refusal, read_json, read_records, write_json
-from taskmem.stages import adapt, candidates, deploy, evaluate, judging, mining, segmentation, train_policy
+from taskmem.stages import adapt, candidates, collect, deploy, evaluate, judging, mining, segmentation, train_policy
 from taskmem.stages.common import EVENTS, QUESTIONS, SUMMARY
 from taskmem.store.locks import acquire, release
 from taskmem.world.splits import SPLITS, render_split
 
-LEAST_PRECISION = 0.75
-OWN, OTHER, RANDOM = "phase_two", "phase_two_other_task", "phase_two_random_pairs"
 ADAPTER = "adapter"
 
 
@@ -81,7 +80,8 @@ class Loop:
         learning = self._deploy(worlds["deployment"], film["deployment"], pi_0)
         adapters = self._adapt(film["deployment"], pi_0, learning, task, other)
         arms = self._arms(worlds["held_out"], film["held_out"], pi_0, adapters, learning, task)
-        results = self._results(arms, task)
+        seconds = self._runner.seconds
+        results = loop_results(arms, task, self._base_digest, self._profile, self._seed, seconds)
         write_json(self.out / "results.json", results)
         return results
 
@@ -158,7 +158,7 @@ class Loop:
             deploy.deployment(film.folder, policy, questions, self._backends, profile, seed, out, progress)
 
         def collected(out: Path, progress: Progress) -> None:
-            deploy.feedback_collection(deployment.folder / EVENTS, None, profile, out)
+            collect.feedback_collection(deployment.folder / EVENTS, None, profile, out)
 
         def cached(out: Path, progress: Progress) -> None:
             candidates.rollout_cache(film.folder, policy, profile, seed, out, progress)
@@ -255,35 +255,6 @@ class Loop:
 
         return self._stage(name, work, {"world": world, "segments": film, **inputs}, {"task_prompt": task})
 
-    def _results(self, arms: Mapping[str, Path], task: str) -> dict[str, Any]:
-        settings, seed = self._profile.evaluation, self._seed
-        return {
-            "schema": 1,
-            "seed": seed,
-            "base": self._base_digest,
-            "profile": self._profile.name,
-            "commit": commit(),
-            "seconds": self._runner.seconds,
-            "task": task,
-            "arms": {arm: arm_results(folder, task, settings, seed) for arm, folder in arms.items()},
-            "paired": compare_arms(arms, task, settings, seed),
-        }
-
 
 def _policy(pi_0: Done) -> Path:
     return pi_0.folder / "policy"
-
-
-def choose_tasks(by_type: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
-    """The two question types with most headroom for focus, the most first.
-
-    Headroom is low coverage; only types of precision LEAST_PRECISION or more count, for what is not seen cannot be focused on.
-    UserError if there are fewer than two.
-    """
-    seen = [kind for kind, m in by_type.items() if m["precision"] >= LEAST_PRECISION]
-    if len(seen) < 2:
-        raise UserError(
-            f"development split: precision is {LEAST_PRECISION} or more for {seen} only; train Phase One longer"
-        )
-    task, other, *_ = sorted(seen, key=lambda kind: (by_type[kind]["coverage"], kind))
-    return task, other

@@ -1,6 +1,5 @@
 """results.json: what the loop measured, in a stable shape that other tools read."""
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from taskmem.config import EvaluationSettings
+from taskmem.config import EvaluationSettings, Profile
+from taskmem.errors import UserError
 from taskmem.evaluation.metrics import Graded, measure, paired_difference
+from taskmem.lineage.code import commit
+from taskmem.lineage.outcome import Outcome
 from taskmem.records import read_json
 from taskmem.stages.common import SUMMARY, read_graded
 
@@ -20,14 +22,6 @@ PAIRED = (
     ("phase_two_other_task", "phase_one"),
     ("phase_two_random_pairs", "phase_one"),
 )
-
-
-def commit() -> str:
-    """The commit of the checkout this library runs from, with "-dirty" where it was changed; "unknown" outside of one."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--match="]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 
 def _on(graded: Sequence[Graded], task: str) -> list[Graded]:
@@ -60,6 +54,32 @@ def compare_arms(folders: Mapping[str, Path], task: str, settings: EvaluationSet
     }
 
 
+def loop_results(
+    arms: Mapping[str, Path],
+    task: str,
+    base: str,
+    profile: Profile,
+    seed: int,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of results.json: `arms` are evaluated arms' folders, `base` the base policy's digest."""
+    missing = [arm for arm in ARMS if arm not in arms]
+    if missing:
+        raise UserError(f"results: no evaluation of the arms {', '.join(missing)}; run those stages first")
+    settings, folders = profile.evaluation, {arm: arms[arm] for arm in ARMS}
+    return {
+        "schema": 1,
+        "seed": seed,
+        "base": base,
+        "profile": profile.name,
+        "commit": commit(),
+        "seconds": dict(seconds),
+        "task": task,
+        "arms": {arm: arm_results(folder, task, settings, seed) for arm, folder in folders.items()},
+        "paired": compare_arms(folders, task, settings, seed),
+    }
+
+
 def results_table(results: Mapping[str, Any]) -> Table:
     """Accuracy, coverage and precision of every arm, overall and on the deployment's task."""
     table = _table(f"seed {results['seed']}, held-out streams: all questions | the task's own ({results['task']})")
@@ -84,6 +104,28 @@ def differences_table(results: Mapping[str, Any]) -> Table:
     for name, difference in results["paired"].items():
         table.add_row(*name.split("-"), *(_interval(difference[part]) for part in ("overall", "on_task")))
     return table
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+    """What became of every environment, and why."""
+    table = _table("adapters: what the gate said")
+    for name in ("environment", "adapter", "outcome"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reason")
+    for outcome in outcomes:
+        table.add_row(outcome.environment, outcome.name, outcome.status, outcome.reason)
+    return table
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The arms as a Markdown table."""
+    parts = [(part, m) for part in ("overall", "on_task") for m in ("accuracy", "coverage", "precision")]
+    rows = [
+        f"| {name} | {' | '.join(f'{arm[part][m]:.3f}' for part, m in parts)} |"
+        for name, arm in results["arms"].items()
+    ]
+    head = f"| arm | {' | '.join(f'{part} {m}'.replace('_', ' ') for part, m in parts)} |"
+    return "\n".join([head, f"|---{'|---' * len(parts)}|", *rows]) + "\n"
 
 
 def _table(title: str) -> Table:

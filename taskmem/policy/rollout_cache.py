@@ -1,7 +1,7 @@
 """The rollout cache: N candidates per context, sampled once from the frozen policy with the adapter off (METHOD section 4, 1)."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -14,26 +14,35 @@ CONTEXTS_AT_ONCE = 16
 
 
 def build_rollouts(
-    policy: Policy, segments: Sequence[Segment], profile: Profile, seed: int, progress: Progress = silent
+    policy: Policy,
+    segments: Sequence[Segment],
+    profile: Profile,
+    seed: int,
+    progress: Progress = silent,
+    kept: MutableMapping[str, Rollouts] | None = None,
 ) -> tuple[list[Rollouts], list[Context]]:
     """Watch the streams with the policy, then sample candidates for (a seeded choice of) its contexts.
 
-    The preceding memories are the policy's own. UserError if an adapter is on: the cache must not depend on any champion.
+    A context whose candidates are `kept` (by its id) is not sampled again; new ones are added there. The preceding memories are
+    the policy's own. UserError if an adapter is on: the cache must not depend on any champion.
     """
     if policy.adapter != "none":
         raise UserError(f"rollouts: adapter {policy.adapter} is on; the cache is built with the frozen policy alone")
     _, contexts = watch(policy, by_stream(segments), profile.policy.window, seed)
     wanted = profile.mining.contexts
     if wanted is not None and wanted < len(contexts):
-        kept = sorted(random.Random(f"rollouts-{seed}").sample(range(len(contexts)), wanted))
-        contexts = [contexts[i] for i in kept]
-    cached: list[Rollouts] = []
-    for start in range(0, len(contexts), CONTEXTS_AT_ONCE):
-        part = contexts[start : start + CONTEXTS_AT_ONCE]
+        chosen = sorted(random.Random(f"rollouts-{seed}").sample(range(len(contexts)), wanted))
+        contexts = [contexts[i] for i in chosen]
+    known: MutableMapping[str, Rollouts] = {} if kept is None else kept
+    cached = {context.id: known[context.id] for context in contexts if context.id in known}
+    new = [context for context in contexts if context.id not in cached]
+    for start in range(0, len(new), CONTEXTS_AT_ONCE):
+        part = new[start : start + CONTEXTS_AT_ONCE]
         groups = policy.write(part, profile.mining.candidates, seed)
-        cached += [_rollouts(context, group, policy, seed) for context, group in zip(part, groups, strict=True)]
+        for context, group in zip(part, groups, strict=True):
+            cached[context.id] = known[context.id] = _rollouts(context, group, policy, seed)
         progress(len(cached), len(contexts))
-    return cached, contexts
+    return [cached[context.id] for context in contexts], contexts
 
 
 def _rollouts(context: Context, group: Sequence[Completion], policy: Policy, seed: int) -> Rollouts:

@@ -1,20 +1,67 @@
 """rollout_cache: candidates per context from the frozen policy."""
 
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 from taskmem.config import Profile
+from taskmem.files import canonical_json, sha256_bytes
 from taskmem.policy.rollout_cache import build_rollouts
 from taskmem.progress import Progress, silent
-from taskmem.records import write_records
+from taskmem.records import Rollouts, dump_record, parse_line, write_records
 from taskmem.stages.common import ROLLOUTS, footage
 from taskmem.stages.policies import load_policy
+from taskmem.store import AlreadyExists, KeyMissing, Store
 
 
 def rollout_cache(
-    segments: Path, policy: Path, profile: Profile, seed: int, out: Path, progress: Progress = silent
+    segments: Path,
+    policy: Path,
+    profile: Profile,
+    seed: int,
+    out: Path,
+    progress: Progress = silent,
+    store: Store | None = None,
 ) -> None:
-    """Write `out`/rollouts.jsonl: N candidates for each context of the segments, from the policy without adapter."""
+    """Write `out`/rollouts.jsonl: N candidates for each context of the segments, from the policy without adapter.
+
+    Candidates that `store` holds are taken from there, others are sampled and put there.
+    """
     film = footage(segments, profile)
     frozen = load_policy(policy, profile, film.frames_of)
-    cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress)
+    sampling = canonical_json([profile.policy.model_dump(mode="json"), profile.mining.candidates, seed])
+    kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else {}
+    cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress, kept)
     write_records(out / ROLLOUTS, cached)
+
+
+class StoredRollouts(MutableMapping[str, Rollouts]):
+    """Rollouts by context id in an object store, for one policy and one way of sampling; many jobs may share it."""
+
+    def __init__(self, store: Store, policy: str, sampling: str) -> None:
+        self._store = store
+        self._prefix = f"rollouts/{policy}/{sampling}/"
+
+    def __getitem__(self, context: str) -> Rollouts:
+        try:
+            data = self._store.get(self._key(context)).data
+        except KeyMissing:
+            raise KeyError(context) from None
+        return parse_line(data.decode(), Rollouts, self._key(context))
+
+    def __setitem__(self, context: str, rollouts: Rollouts) -> None:
+        # another job may have sampled the same context: the first one's candidates stay
+        with suppress(AlreadyExists):
+            self._store.put_if_absent(self._key(context), dump_record(rollouts).encode())
+
+    def __delitem__(self, context: str) -> None:
+        self._store.delete(self._key(context))
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.removeprefix(self._prefix).replace("/", ":") for key in self._store.list(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _key(self, context: str) -> str:
+        return self._prefix + context.replace(":", "/")

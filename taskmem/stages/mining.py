@@ -1,5 +1,6 @@
 """preference_mining: judgements and recent questions in, comparisons and preferences out."""
 
+from collections import Counter
 from pathlib import Path
 
 from taskmem.backends import Backends
@@ -46,9 +47,7 @@ def preference_mining(
     write_records(out / PREFERENCES, outcome.preferences)
     write_records(out / COMPARISONS, outcome.comparisons)
     write_records(out / "failures.jsonl", outcome.failures)
-    reasons: dict[str, int] = {}
-    for reason in outcome.no_pair.values():
-        reasons[reason] = reasons.get(reason, 0) + 1
+    reasons = Counter(outcome.no_pair.values())
     write_json(
         out / SUMMARY,
         {
@@ -58,6 +57,7 @@ def preference_mining(
             "share": outcome.share,
             "comparisons": len(outcome.comparisons),
             "failures": len(outcome.failures),
+            "first_failure": outcome.failures[0].reason if outcome.failures else None,
             "no_pair": dict(sorted(reasons.items())),
         },
     )

@@ -40,8 +40,8 @@ def hand(tmp_path_factory: pytest.TempPathFactory, profile: Path, finished: Run)
     held_out = run("segment", world / "held_out" / "videos", out="held_out")
     rollouts = run("rollouts", film, "--policy", base, out="rollouts")
     judged = run("score", rollouts, "--segments", film, "--world", world, out="judgements")
-    # the log of a deployment: people's questions depend on the streams, not on the policy that watched them
-    feedback = run("collect", finished.out / "deployment" / "events.jsonl", out="feedback")
+    # the logs of a deployment: people's questions depend on the streams, not on the policy that watched them
+    feedback = run("collect", finished.out / "deployment" / "events", out="feedback")
     what = ("--rollouts", rollouts, "--segments", film)
     asked = ("--questions", feedback, "--environment", ENVIRONMENT, "--world", world)
     mined = run("mine", judged, *what, *asked, out="preferences")

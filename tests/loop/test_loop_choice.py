@@ -3,7 +3,7 @@
 import pytest
 
 from taskmem.errors import UserError
-from taskmem.loop.loop import LEAST_PRECISION, choose_tasks
+from taskmem.loop.tasks import LEAST_PRECISION, choose_tasks
 
 
 def types(**cells: tuple[float, float]) -> dict[str, dict[str, float]]:

@@ -10,7 +10,8 @@ import pytest
 from loop_parts import TASK, evaluation, write_arm, write_arms
 from rich.console import Console
 
-from taskmem.loop.results import ARMS, PAIRED, arm_results, commit, compare_arms, differences_table, results_table
+from taskmem.lineage.code import commit
+from taskmem.loop.results import ARMS, PAIRED, arm_results, compare_arms, differences_table, results_table
 
 MEASURE = ["asked", "answered", "correct", "accuracy", "coverage", "precision", "ci95"]
 

@@ -23,8 +23,8 @@ from taskmem.records import (
     read_records,
     write_records,
 )
+from taskmem.stages.collect import feedback_collection
 from taskmem.stages.common import GRADED, JUDGEMENTS, PREFERENCES, ROLLOUTS, contexts_of, read_graded
-from taskmem.stages.deploy import feedback_collection
 from taskmem.stages.evaluate import rates, recent_task_prompt
 from taskmem.stages.mining import random_mining
 

@@ -1,0 +1,140 @@
+"""The nightly run: every environment with enough new feedback gets a challenger, and a champion if it wins.
+
+    taskmem compile              writes its IR; `shards` is a list of {"name", "environments": [{"environment", "settings"}]}
+
+One environment's failure never stops the others: it ends in the outcomes with its reason. The candidates are sampled once per
+context and kept in the store, so a night costs what is new.
+"""
+
+from typing import List, NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Markdown, Model
+from kfp.dsl.base_component import BaseComponent
+
+from components.feedback_collection.component import feedback_collection
+from components.streaming_eval.component import streaming_eval
+from pipelines.parts import Placement, adapt_shard, importer, judged_candidates, record
+
+
+class Night(NamedTuple):
+    """What the shards made, one artifact each."""
+
+    feedback: List[Dataset]
+    preferences: List[Dataset]
+    adapters: List[Model]
+    verdicts: List[Dataset]
+    outcomes: List[Dataset]
+
+
+class Adaptation(NamedTuple):
+    """What a night leaves behind."""
+
+    record: Dataset
+    summary: Markdown
+
+
+def _fan_out(put: Placement) -> BaseComponent:
+    """All shards: collect, then adapt."""
+    adapt = adapt_shard(put)
+
+    @dsl.pipeline(name="shards", description="Every shard of environments.")
+    def shards_pipeline(
+        shards: List[dict],
+        events: Input[Dataset],
+        rollouts: Input[Dataset],
+        judgements: Input[Dataset],
+        segments: Input[Dataset],
+        policy: Input[Model],
+        champion: Input[Dataset],
+        gate_segments: Input[Dataset],
+        gate_questions: Input[Dataset],
+        store: str,
+        profile: str,
+        seed: int,
+    ) -> Night:
+        with dsl.ParallelFor(shards, name="shard", parallelism=8) as shard:
+            collected = feedback_collection(shard=shard, events=events, store=store, profile=profile)
+            put(collected, "feedback_collection", "collect")
+            done = adapt(
+                shard=shard,
+                feedback=collected.outputs["feedback"],
+                rollouts=rollouts,
+                judgements=judgements,
+                segments=segments,
+                policy=policy,
+                champion=champion,
+                gate_segments=gate_segments,
+                gate_questions=gate_questions,
+                store=store,
+                profile=profile,
+                seed=seed,
+            )
+        return Night(
+            feedback=dsl.Collected(collected.outputs["feedback"]),
+            preferences=dsl.Collected(done.outputs["preferences"]),
+            adapters=dsl.Collected(done.outputs["adapters"]),
+            verdicts=dsl.Collected(done.outputs["verdicts"]),
+            outcomes=dsl.Collected(done.outputs["outcomes"]),
+        )
+
+    return shards_pipeline
+
+
+def adaptation(put: Placement) -> BaseComponent:
+    """The pipeline, with every task placed."""
+    fan_out = _fan_out(put)
+
+    @dsl.pipeline(name="taskmem-adaptation", description="Nightly: feedback to promoted adapters.")
+    def pipeline(
+        shards: List[dict],
+        events: str,
+        segments: str,
+        policy: str,
+        gate_segments: str,
+        gate_questions: str,
+        store: str,
+        profile: str,
+        seed: int = 0,
+        world: str = "",
+    ) -> Adaptation:
+        """Adapt every environment of `shards`.
+
+        Args:
+            shards: environments by shard, each shard one job.
+            events: URI of a folder of feedback logs, <environment>.jsonl.
+            segments: URI of the deployment's segments, as video_segmentation wrote them.
+            policy: URI of the Phase One policy.
+            gate_segments: URI of the segments that challenger and champion are compared on.
+            gate_questions: URI of a folder with the questions.jsonl about those.
+            store: URL of the object store that holds candidates, adapters and champions.
+            profile: the profile as JSON.
+            seed: seed of every draw.
+            world: URI of the deployment's split of the embedded world, for a profile that has one.
+        """
+        film, held_out, asked, logs = (
+            importer(uri, Dataset) for uri in (segments, gate_segments, gate_questions, events)
+        )
+        pi_0 = importer(policy, Model)
+        shared = {"profile": profile, "seed": seed}
+        truth = importer(world, Dataset) if put.profile.world else None
+        rollouts, judgements = judged_candidates(put, film, pi_0, truth, store, **shared)
+        arm = {"shard": {"name": "policy"}, "segments": held_out, "questions": asked, **put.truth(asked)}
+        champion = put(streaming_eval(**arm, policy=pi_0, **shared), "streaming_eval", "evaluate policy")
+        night = fan_out(
+            shards=shards,
+            events=logs,
+            rollouts=rollouts,
+            judgements=judgements,
+            segments=film,
+            policy=pi_0,
+            champion=champion.outputs["evaluation"],
+            gate_segments=held_out,
+            gate_questions=asked,
+            store=store,
+            **shared,
+        )
+        recorded = record(put, night, film, pi_0, rollouts, judgements, **shared)
+        return Adaptation(record=recorded.outputs["record"], summary=recorded.outputs["summary"])
+
+    return pipeline

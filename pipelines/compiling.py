@@ -1,0 +1,46 @@
+"""Every pipeline as IR YAML, the same bytes each time."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kfp import compiler
+from kfp.dsl.base_component import BaseComponent
+
+from components.images import Images
+from pipelines.adaptation import adaptation
+from pipelines.end_to_end import end_to_end
+from pipelines.parts import Placement
+from pipelines.phase_one import phase_one
+from taskmem.config import Profile
+from taskmem.files import atomic_write, canonical_json
+
+PIPELINES: dict[str, Callable[[Placement], BaseComponent]] = {
+    "phase_one": phase_one,
+    "adaptation": adaptation,
+    "end_to_end": end_to_end,
+}
+
+
+def travelling(profile: Profile) -> str:
+    """A profile as stages take it, one line of JSON."""
+    return canonical_json(profile.model_dump(mode="json"))
+
+
+def compile_all(profile: Profile, images: Images, out: Path) -> list[Path]:
+    """Write `out`/<name>.yaml for every pipeline that makes sense with the profile; end_to_end needs a world.
+
+    The profile becomes the default of the pipeline's parameter `profile`.
+    """
+    put = Placement(profile, images)
+    written = []
+    for name, build in PIPELINES.items():
+        if name == "end_to_end" and profile.world is None:
+            continue
+        path = out / f"{name}.yaml"
+        partial = out / f".{name}.partial.yaml"
+        out.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(build(put), str(partial), pipeline_parameters={"profile": travelling(profile)})
+        atomic_write(path, partial.read_bytes())
+        partial.unlink()
+        written.append(path)
+    return written

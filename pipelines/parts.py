@@ -1,0 +1,146 @@
+"""What several pipelines are made of: stages on footage, and the adaptation of one shard of environments.
+
+Every loop stands in a nested pipeline that takes what its body needs as parameters: kfp's local runner silently replaces an
+upstream task's parameter by the loop's item. A nested pipeline takes at least one parameter, for the runner refuses one without.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model
+from kfp.dsl.base_component import BaseComponent
+
+from components.deployment.component import promotion
+from components.images import Images
+from components.judge_scoring.component import judge_scoring
+from components.lineage_record.component import lineage_record
+from components.phase_two_dpo.component import phase_two_dpo
+from components.placement import place
+from components.preference_mining.component import preference_mining
+from components.rollout_cache.component import rollout_cache
+from components.streaming_eval.component import gate
+from taskmem.cluster import StageName
+from taskmem.config import Profile
+
+
+class Adapted(NamedTuple):
+    """What one shard made, and what became of its environments."""
+
+    preferences: Dataset
+    adapters: Model
+    verdicts: Dataset
+    outcomes: Dataset
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Puts tasks where the profile wants them."""
+
+    profile: Profile
+    images: Images
+
+    def __call__(
+        self, task: dsl.PipelineTask, stage: StageName, name: str | None = None, cached: bool = True
+    ) -> dsl.PipelineTask:
+        """`task` with its image and resources; see `components.placement.place`."""
+        return place(task, stage, self.profile, self.images, name=name, cached=cached)
+
+    def truth(self, split: Any) -> dict[str, Any]:
+        """The `world` argument of a judging stage: a rendered split, for a profile whose judges know the truth."""
+        return {"world": split} if self.profile.world else {}
+
+
+def adapt_shard(put: Placement) -> BaseComponent:
+    """The nested pipeline from collected feedback to promoted adapters, for one shard of environments."""
+
+    @dsl.pipeline(name="adapt-shard", description="Mine, train, hold against the champion, promote.")
+    def adapt(
+        shard: dict,
+        feedback: Input[Dataset],
+        rollouts: Input[Dataset],
+        judgements: Input[Dataset],
+        segments: Input[Dataset],
+        policy: Input[Model],
+        champion: Input[Dataset],
+        gate_segments: Input[Dataset],
+        gate_questions: Input[Dataset],
+        store: str,
+        profile: str,
+        seed: int,
+    ) -> Adapted:
+        shared = {"shard": shard, "profile": profile, "seed": seed, **put.truth(gate_questions)}
+        candidates = {"rollouts": rollouts, "segments": segments}
+        pairs = preference_mining(**shared, **candidates, feedback=feedback, judgements=judgements)
+        put(pairs, "preference_mining", "mine")
+        trained = phase_two_dpo(
+            shard=shard,
+            profile=profile,
+            seed=seed,
+            **candidates,
+            preferences=pairs.outputs["preferences"],
+            policy=policy,
+        )
+        put(trained, "phase_two_dpo", "adapt")
+        judged = gate(
+            **shared,
+            adapters=trained.outputs["adapters"],
+            policy=policy,
+            evaluation=champion,
+            segments=gate_segments,
+            questions=gate_questions,
+            feedback=feedback,
+            store=store,
+        )
+        put(judged, "streaming_eval", "gate")
+        promoted = promotion(
+            shard=shard,
+            profile=profile,
+            seed=seed,
+            adapters=trained.outputs["adapters"],
+            verdicts=judged.outputs["verdicts"],
+            preferences=pairs.outputs["preferences"],
+            feedback=feedback,
+            store=store,
+        )
+        # the pointer lies outside of what a cache knows; done twice, it is as done once
+        put(promoted, "deployment", "promote", cached=False)
+        return Adapted(
+            preferences=pairs.outputs["preferences"],
+            adapters=trained.outputs["adapters"],
+            verdicts=judged.outputs["verdicts"],
+            outcomes=promoted.outputs["outcomes"],
+        )
+
+    return adapt
+
+
+def importer(uri: str, kind: type) -> Any:
+    """The artifact at a URI that is a parameter of the pipeline."""
+    return dsl.importer(artifact_uri=uri, artifact_class=kind, reimport=False).output
+
+
+def judged_candidates(
+    put: Placement, segments: Any, policy: Any, world: Any, store: Any, profile: Any, seed: Any
+) -> tuple[Any, Any]:
+    """The candidates of every context, and what the judges say of them: artifacts of rollouts and judgements."""
+    sampled = rollout_cache(segments=segments, policy=policy, store=store, profile=profile, seed=seed)
+    rollouts = put(sampled, "rollout_cache").outputs["rollouts"]
+    scored = judge_scoring(rollouts=rollouts, segments=segments, profile=profile, **put.truth(world))
+    return rollouts, put(scored, "judge_scoring").outputs["judgements"]
+
+
+def record(
+    put: Placement,
+    night: Any,
+    segments: Any,
+    policy: Any,
+    rollouts: Any,
+    judgements: Any,
+    profile: Any,
+    seed: Any,
+) -> dsl.PipelineTask:
+    """The record of a run whose shards ended in the lists of `night`."""
+    lists = {name: night.outputs[name] for name in ("feedback", "preferences", "adapters", "verdicts", "outcomes")}
+    shared = {"segments": segments, "policy": policy, "rollouts": rollouts, "judgements": judgements}
+    return put(lineage_record(**shared, **lists, profile=profile, seed=seed), "lineage_record")

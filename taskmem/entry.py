@@ -1,0 +1,372 @@
+"""What a component calls: paths and JSON in, files and a few numbers out.
+
+One function per component, so that a component's body is a line or two. Here paths become Paths and the profile's JSON becomes a
+Profile; progress goes to the log as `::progress DONE/TOTAL`, which the local runner shows; a user's mistake ends the process with
+one line and exit code 2.
+"""
+
+# ruff: noqa: PLC0415 - an entry imports its stage when it runs, so that an image needs only its own extra
+
+import functools
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from taskmem.config import Profile, parse_profile
+from taskmem.errors import UserError
+from taskmem.progress import Progress
+from taskmem.records import read_json, read_records
+
+if TYPE_CHECKING:
+    from taskmem.backends import Backends
+    from taskmem.lineage.outcome import Outcome
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Numbers = dict[str, float]
+QUESTIONS = "questions.jsonl"
+IMAGE = "TASKMEM_IMAGE"
+"""The variable in which a task is told which image it runs in."""
+SECONDS_BETWEEN = 0.2  # two lines of progress
+
+
+def entry(function: Callable[P, R]) -> Callable[P, R]:
+    """Turns a user's mistake into one line and exit code 2."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            print(f"taskmem: {error}", flush=True)
+            sys.exit(2)
+
+    return guarded
+
+
+def progress_lines() -> Progress:
+    """Progress as lines of the log."""
+    last = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last > SECONDS_BETWEEN:
+            last = time.monotonic()
+            print(f"::progress {done}/{total}", flush=True)
+
+    return tell
+
+
+def _backends(profile: Profile, world: str | None) -> "Backends":
+    from taskmem.backends import backends_for
+
+    return backends_for(profile, Path(world) if world else None)
+
+
+def _image() -> str:
+    return os.environ.get(IMAGE, "unknown")
+
+
+def _numbers(values: Mapping[str, Any]) -> Numbers:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+
+def _counts(outcomes: "Sequence[Outcome]") -> Numbers:
+    from taskmem.lineage.outcome import counts
+
+    return _numbers(counts(outcomes))
+
+
+@entry
+def world_render(profile: str, seed: int, splits: Mapping[str, str]) -> None:
+    """Render the embedded world: each split's videos, truth and questions into the folder named for it."""
+    from taskmem.world.splits import render_split
+
+    settings = parse_profile(profile)
+    if settings.world is None:
+        raise UserError(f"profile {settings.name}: has no world to render; use --profile miniature")
+    tell = progress_lines()
+    for number, (split, folder) in enumerate(splits.items()):
+        render_split(Path(folder), split, settings.world, seed)
+        tell(number + 1, len(splits))
+
+
+@entry
+def video_segmentation(videos: str, folder: str, profile: str, segments: str) -> Numbers:
+    """Cut the videos in the subfolder `folder` of `videos` ("" for all of it)."""
+    from taskmem.stages.segmentation import segmentation
+
+    summary = segmentation(Path(videos) / folder, parse_profile(profile), Path(segments), progress_lines())
+    return _numbers(vars(summary))
+
+
+@entry
+def phase_one_gspo(
+    segments: str,
+    base: str,
+    development: str,
+    questions: str,
+    world: str | None,
+    profile: str,
+    seed: int,
+    policy: str,
+    training: str,
+) -> Numbers:
+    """Train the base policy; its checkpoint goes to `policy`, the curves to `training`."""
+    from taskmem.stages.train_policy import phase_one
+
+    settings = parse_profile(profile)
+    out = Path(training)
+    ends = _backends(settings, world)
+    asked = Path(questions) / QUESTIONS
+    phase_one(Path(segments), Path(base), Path(development), asked, ends, settings, seed, out, progress_lines())
+    shutil.move(out / "policy", policy)
+    validated = read_json(out / "validation.json")
+    return {"picked_step": validated["picked"], "development_accuracy": validated["scores"][str(validated["picked"])]}
+
+
+@entry
+def rollout_cache(segments: str, policy: str, store: str, profile: str, seed: int, rollouts: str) -> None:
+    """Sample the candidates of every context that the store (a URL, "" for none) does not hold yet."""
+    from taskmem.stages.candidates import rollout_cache as stage
+    from taskmem.store import open_store
+
+    cache = open_store(store) if store else None
+    stage(Path(segments), Path(policy), parse_profile(profile), seed, Path(rollouts), progress_lines(), cache)
+
+
+@entry
+def judge_scoring(rollouts: str, segments: str, world: str | None, profile: str, judgements: str) -> Numbers:
+    """Judge every candidate."""
+    from taskmem.stages.common import SUMMARY
+    from taskmem.stages.judging import judge_scoring as stage
+
+    settings = parse_profile(profile)
+    ends = _backends(settings, world)
+    stage(Path(rollouts), Path(segments), ends, settings, Path(judgements), progress_lines())
+    return _numbers(read_json(Path(judgements) / SUMMARY))
+
+
+@entry
+def deployment(
+    policy: str,
+    segments: str,
+    questions: str,
+    world: str | None,
+    profile: str,
+    seed: int,
+    memories: str,
+    events: str,
+) -> Numbers:
+    """Run the agent over the deployment's streams; `events` becomes the folder of feedback logs, one per environment."""
+    from taskmem.stages.common import EVENTS, SUMMARY
+    from taskmem.stages.deploy import deployment as stage
+
+    settings = parse_profile(profile)
+    ends = _backends(settings, world)
+    asked, out = Path(questions) / QUESTIONS, Path(memories)
+    stage(Path(segments), Path(policy), asked, ends, settings, seed, out, progress_lines())
+    shutil.move(out / EVENTS, events)
+    return _numbers(read_json(out / SUMMARY))
+
+
+@entry
+def feedback_collection(shard: Mapping[str, Any], events: str, store: str, profile: str, feedback: str) -> Numbers:
+    """Collect each environment's recent questions, if there are enough new ones."""
+    from taskmem.stages.nightly import collect_shard
+    from taskmem.stages.shard import Shard
+
+    settings = parse_profile(profile)
+    return _counts(collect_shard(Shard.parse(shard), Path(events), store, settings, Path(feedback)))
+
+
+@entry
+def preference_mining(
+    shard: Mapping[str, Any],
+    feedback: str,
+    rollouts: str,
+    judgements: str,
+    segments: str,
+    world: str | None,
+    profile: str,
+    seed: int,
+    preferences: str,
+) -> Numbers:
+    """Mine each environment's preference pairs."""
+    from taskmem.stages.nightly import Learning, mine_shard
+    from taskmem.stages.shard import Shard
+
+    settings = parse_profile(profile)
+    learning = Learning(Path(feedback), Path(rollouts), Path(judgements), Path(segments))
+    ends = _backends(settings, world)
+    outcomes = mine_shard(Shard.parse(shard), learning, ends, settings, seed, Path(preferences), progress_lines())
+    return _counts(outcomes)
+
+
+@entry
+def phase_two_dpo(
+    shard: Mapping[str, Any],
+    preferences: str,
+    rollouts: str,
+    segments: str,
+    policy: str,
+    profile: str,
+    seed: int,
+    adapters: str,
+) -> Numbers:
+    """Train each environment's adapter."""
+    from taskmem.stages.nightly import train_shard
+    from taskmem.stages.shard import Shard
+
+    paths = (Path(preferences), Path(rollouts), Path(segments), Path(policy))
+    settings = parse_profile(profile)
+    return _counts(train_shard(Shard.parse(shard), *paths, settings, seed, Path(adapters), progress_lines()))
+
+
+@entry
+def streaming_eval(
+    shard: Mapping[str, Any],
+    segments: str,
+    questions: str,
+    policy: str,
+    adapters: str | None,
+    feedback: str | None,
+    world: str | None,
+    profile: str,
+    seed: int,
+    evaluation: str,
+) -> Numbers:
+    """Evaluate one arm: the policy, steered by the shard's only adapter or prompted with its environment's questions."""
+    from taskmem.stages.common import SUMMARY
+    from taskmem.stages.evaluate import recent_task_prompt
+    from taskmem.stages.evaluate import streaming_eval as stage
+    from taskmem.stages.shard import Shard, ready
+
+    settings = parse_profile(profile)
+    ends = _backends(settings, world)
+    spec = Shard.parse(shard).only
+    adapter = ready(Path(adapters), spec) if adapters and spec else None
+    task = recent_task_prompt(ready(Path(feedback), spec), spec.environment, settings) if feedback and spec else None
+    asked, out = Path(questions) / QUESTIONS, Path(evaluation)
+    stage(Path(segments), asked, Path(policy), ends, settings, seed, out, adapter, task, progress_lines())
+    summary = read_json(out / SUMMARY)
+    return _numbers({**summary["overall"], **summary})
+
+
+@entry
+def choose_tasks(evaluation: str) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """The deployment's task, the shard of the prompted arm, and one for each adapted arm."""
+    from taskmem.loop import tasks
+    from taskmem.stages.common import SUMMARY
+
+    task, other = tasks.choose_tasks(read_json(Path(evaluation) / SUMMARY)["by_type"])
+    return task, tasks.prompted_shard(task), tasks.adapted_shards(task, other)
+
+
+@entry
+def gate(
+    shard: Mapping[str, Any],
+    adapters: str,
+    policy: str,
+    evaluation: str,
+    segments: str,
+    questions: str,
+    feedback: str,
+    store: str,
+    world: str | None,
+    profile: str,
+    seed: int,
+    verdicts: str,
+) -> Numbers:
+    """Hold each environment's challenger against its champion; `evaluation` is the policy's without adapter."""
+    from taskmem.stages.gating import GateInputs, gate_shard
+    from taskmem.stages.shard import Shard
+
+    settings = parse_profile(profile)
+    paths = GateInputs(
+        adapters=Path(adapters),
+        policy=Path(policy),
+        evaluation=Path(evaluation),
+        segments=Path(segments),
+        questions=Path(questions) / QUESTIONS,
+        feedback=Path(feedback),
+    )
+    ends = _backends(settings, world)
+    outcomes = gate_shard(Shard.parse(shard), paths, store, ends, settings, seed, Path(verdicts), progress_lines())
+    return _counts(outcomes)
+
+
+@entry
+def promotion(
+    shard: Mapping[str, Any],
+    adapters: str,
+    verdicts: str,
+    preferences: str,
+    feedback: str,
+    store: str,
+    profile: str,
+    seed: int,
+    outcomes: str,
+) -> Numbers:
+    """Publish each challenger and move the champion's pointer to those that passed the gate."""
+    from taskmem.stages.promotion import promote_shard
+    from taskmem.stages.shard import Shard
+
+    paths = (Path(adapters), Path(verdicts), Path(preferences), Path(feedback))
+    return _counts(
+        promote_shard(Shard.parse(shard), *paths, store, parse_profile(profile), _image(), seed, Path(outcomes))
+    )
+
+
+@entry
+def results_report(
+    base: str,
+    arms: Mapping[str, str],
+    adapters: Sequence[str],
+    verdicts: Sequence[str],
+    training: str,
+    segments: str,
+    questions: str,
+    feedback: str,
+    world: str | None,
+    task: str,
+    profile: str,
+    seed: int,
+    results: str,
+    report: str,
+    table: str,
+) -> Numbers:
+    """Put the arms side by side: results.json, the HTML page, a Markdown table. Returns what people watch."""
+    from taskmem.loop.report import ReportPaths, write_run
+
+    settings = parse_profile(profile)
+    paths = ReportPaths(
+        base=Path(base),
+        arms={arm: Path(folder) for arm, folder in arms.items()},
+        adapters=[Path(folder) for folder in adapters],
+        verdicts=[Path(folder) for folder in verdicts],
+        training=Path(training),
+        segments=Path(segments),
+        questions=Path(questions) / QUESTIONS,
+        feedback=Path(feedback),
+    )
+    ends = _backends(settings, world)
+    return write_run(paths, task, ends, settings, seed, Path(results), Path(report), Path(table))
+
+
+@entry
+def lineage_record(
+    used: Mapping[str, Sequence[str]], outcomes: Sequence[str], profile: str, seed: int, record: str, summary: str
+) -> Numbers:
+    """Write down what a run was made of and what became of every environment."""
+    from taskmem.lineage.outcome import OUTCOMES, Outcome
+    from taskmem.lineage.record import write_lineage
+
+    artifacts = {name: [Path(path) for path in paths] for name, paths in used.items()}
+    ended = [o for path in outcomes for o in read_records(Path(path) / OUTCOMES, Outcome)]
+    write_lineage(artifacts, ended, parse_profile(profile), _image(), seed, Path(record), Path(summary))
+    return _counts(ended)

@@ -1,0 +1,123 @@
+"""feedback_collection, preference_mining and phase_two_dpo for a shard of environments."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskmem.backends import Backends
+from taskmem.config import Profile
+from taskmem.errors import UserError
+from taskmem.feedback import log_path
+from taskmem.feedback.collection import Watermark
+from taskmem.lineage.outcome import Outcome
+from taskmem.progress import Progress, silent
+from taskmem.records import read_json
+from taskmem.registry import watermark
+from taskmem.stages.collect import collect_environment
+from taskmem.stages.common import SUMMARY
+from taskmem.stages.mining import preference_mining, random_mining
+from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
+from taskmem.store import open_store
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What a shard learns from: folders of its feedback, and of the candidates all environments share."""
+
+    feedback: Path
+    rollouts: Path
+    judgements: Path
+    segments: Path
+
+
+def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out: Path) -> list[Outcome]:
+    """Collect each environment's recent questions from `events`/<environment>.jsonl.
+
+    Skips an environment with fewer than `adaptation.new_questions` since its watermark in `store` ("" for none), which
+    moves when the environment's night is over.
+    """
+    registry = open_store(store) if store else None
+    if not events.is_dir():
+        raise UserError(
+            f"{events}: no folder of feedback logs; give the one that the agent writes <environment>.jsonl to"
+        )
+
+    def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
+        if not log_path(events, spec.environment).exists():
+            raise SkipError("no feedback yet")
+        known = watermark(registry, spec.environment) if registry else None
+        since = Watermark.model_validate(known) if known else None
+        new = collect_environment(events, spec.environment, since, settings, folder)
+        asked = len(new.questions.get(spec.environment, ()))
+        if asked < settings.adaptation.new_questions:
+            refused = f"; {len(new.refused)} lines refused, the first {new.refused[0].file}: {new.refused[0].reason}"
+            raise SkipError(
+                f"too little feedback: {asked} questions {'since the last adaptation' if since else 'in all'}, needs "
+                f"{settings.adaptation.new_questions}{refused if new.refused else ''}"
+            )
+
+    return run_shard("feedback_collection", shard, profile, None, out, work)
+
+
+def mine_shard(
+    shard: Shard,
+    learning: Learning,
+    backends: Backends,
+    profile: Profile,
+    seed: int,
+    out: Path,
+    progress: Progress = silent,
+) -> list[Outcome]:
+    """Mine each environment's pairs; those of an environment that asks for random ones are as many, drawn at random.
+
+    An environment fails if the judge fails more than the share `gate.unscored` of its comparisons, and is skipped if no
+    context gives a pair.
+    """
+
+    def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
+        feedback = ready(learning.feedback, spec)
+        mined = folder / "mined" if spec.pairs == "random" else folder
+        paths = (learning.rollouts, learning.judgements, learning.segments, feedback)
+        preference_mining(*paths, spec.environment, backends, settings, seed, mined)
+        summary = read_json(mined / SUMMARY)
+        asked = summary["comparisons"] + summary["failures"]
+        if summary["failures"] > settings.gate.unscored * asked:
+            raise UserError(
+                f"the helpfulness judge failed {summary['failures']} of {asked} comparisons, the first: "
+                f"{summary['first_failure']}; mend the judge and run the night again"
+            )
+        if not summary["preferences"]:
+            raise SkipError(f"no context gave a preference ({summary['no_pair']})")
+        if spec.pairs == "random":
+            random_mining(learning.rollouts, learning.judgements, mined, settings, seed, folder)
+
+    return run_shard("preference_mining", shard, profile, learning.feedback, out, work, progress)
+
+
+def train_shard(
+    shard: Shard,
+    preferences: Path,
+    rollouts: Path,
+    segments: Path,
+    policy: Path,
+    profile: Profile,
+    seed: int,
+    out: Path,
+    progress: Progress = silent,
+) -> list[Outcome]:
+    """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all."""
+    # the other two stages of this file run in images without torch
+    from taskmem.stages.adapt import phase_two  # noqa: PLC0415
+
+    done = 0
+
+    def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
+        nonlocal done
+
+        def step(at: int, of: int) -> None:
+            progress(done * of + at, len(shard.environments) * of)
+
+        pairs = ready(preferences, spec)
+        phase_two(pairs, rollouts, segments, policy, folder.name, settings, seed, folder.parent, step)
+        done += 1
+
+    return run_shard("phase_two_dpo", shard, profile, preferences, out, work)

@@ -1,0 +1,121 @@
+"""Promotion: a challenger that passed the gate becomes its environment's champion."""
+
+from pathlib import Path
+
+from taskmem.config import Profile
+from taskmem.evaluation.gate import Verdict
+from taskmem.feedback import read_collection
+from taskmem.files import canonical_json, sha256_bytes, sha256_file
+from taskmem.lineage.code import commit
+from taskmem.lineage.outcome import Outcome
+from taskmem.records import Comparison, Judge, Question, read_json, read_records
+from taskmem.registry import Pointer, Provenance, advance, champion, promote, publish, watermark
+from taskmem.stages.common import COMPARISONS, PREFERENCES
+from taskmem.stages.gate import VERDICT
+from taskmem.stages.gating import HELD
+from taskmem.stages.shard import EnvironmentSpec, Shard, ready, run_shard
+from taskmem.store import Store, open_store
+
+STAGE = "promotion"
+
+
+def promote_shard(
+    shard: Shard,
+    adapters: Path,
+    verdicts: Path,
+    preferences: Path,
+    feedback: Path,
+    store: str,
+    profile: Profile,
+    image: str,
+    seed: int,
+    out: Path,
+) -> list[Outcome]:
+    """Publish each challenger and, where its verdict says so, move the champion's pointer to it by compare-and-swap.
+
+    `image` names the image that trained them. Then the environment's watermark moves past the feedback that was used. Killed
+    and run again it ends in the same state.
+    """
+    registry = open_store(store)
+
+    def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> Outcome:
+        del settings
+        document = (ready(verdicts, spec) / VERDICT).read_bytes()
+        verdict = Verdict.model_validate_json(document)
+        policy, before = _held(ready(verdicts, spec) / HELD)
+        provenance = _provenance(ready(preferences, spec), ready(feedback, spec), spec, policy, before, image, seed)
+        version = _publish(registry, spec, ready(adapters, spec), provenance)
+        status, reason = "kept", "; ".join(verdict.reasons)
+        if verdict.promote:
+            promote(registry, spec.environment, version, before, document)
+            status, reason = "promoted", _evidence(verdict)
+        _advance(registry, spec.environment, ready(feedback, spec))
+        now = champion(registry, spec.environment)
+        return Outcome.model_validate(
+            {
+                "environment": spec.environment,
+                "name": spec.name,
+                "stage": STAGE,
+                "status": status,
+                "reason": reason,
+                "version": now.name if now else None,
+            }
+        )
+
+    return run_shard(STAGE, shard, profile, verdicts, out, work)
+
+
+def _evidence(verdict: Verdict) -> str:
+    test, gold = verdict.win_test, verdict.gold
+    return (
+        f"{test.wins} wins and {test.losses} losses in {test.streams} streams (p = {test.p_value:.4f}), "
+        f"gold questions {gold.champion:.3f} -> {gold.challenger:.3f}"
+    )
+
+
+def _held(path: Path) -> tuple[str, Pointer | None]:
+    """The policy's digest and the champion that the challenger was held against."""
+    held = read_json(path)
+    pointer = held["champion"]
+    return held["policy"], Pointer.model_validate_json(canonical_json(pointer)) if pointer else None
+
+
+def _publish(registry: Store, spec: EnvironmentSpec, adapter: Path, provenance: Provenance) -> str:
+    # reading an adapter needs torch, which an environment that was skipped does not
+    from taskmem.steer import read_adapter  # noqa: PLC0415
+
+    return publish(registry, spec.environment, adapter, provenance, read_adapter).version
+
+
+def _provenance(
+    pairs: Path, feedback: Path, spec: EnvironmentSpec, policy: str, parent: Pointer | None, image: str, seed: int
+) -> Provenance:
+    questions: tuple[Question, ...] = read_collection(feedback).questions[spec.environment]
+    ids = [question.id for question in questions]
+    return Provenance(
+        parent=parent.version if parent else None,
+        policy=policy,
+        pairs=sha256_file(pairs / PREFERENCES),
+        feedback=sha256_bytes(canonical_json(ids)),
+        feedback_count=len(ids),
+        judges=_judges(pairs / COMPARISONS),
+        commit=commit(),
+        image=image,
+        seed=seed,
+    )
+
+
+def _judges(comparisons: Path) -> tuple[Judge, ...]:
+    known = {
+        comparison.judge.model_dump_json(): comparison.judge for comparison in read_records(comparisons, Comparison)
+    }
+    return tuple(known[key] for key in sorted(known))
+
+
+def _advance(registry: Store, environment: str, feedback: Path) -> None:
+    """Move the watermark past what was collected; one that is there already, or further, stays."""
+    used = read_collection(feedback).watermark.model_dump(mode="json")
+    known = watermark(registry, environment)
+    if known is not None and int(known["offset"]) >= int(used["offset"]):
+        return
+    advance(registry, environment, used, known)
