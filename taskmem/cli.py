@@ -240,6 +240,60 @@ def evaluate(
     console.print("  ".join(f"{k} {overall[k]:.3f}" for k in ("accuracy", "coverage", "precision")), highlight=False)
 
 
+@app.command()
+def deploy(
+    policy: Annotated[Path, typer.Argument(help="Folder of the policy checkpoint.")],
+    segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
+    questions: Annotated[Path, typer.Option("--questions", help="questions.jsonl about these streams.")],
+    out: Out,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Folder of a steer adapter, or environment@version with --store.")
+    ] = None,
+    store: Annotated[str | None, typer.Option("--store", help="The object store that holds adapters.")] = None,
+    world: World = None,
+    profile: ProfileName = MINIATURE,
+    seed: Seed = 0,
+) -> None:
+    """Run the agent over streams: memories, answers to the first questions, one feedback log per environment."""
+    from taskmem.records import read_json
+    from taskmem.stages.common import SUMMARY
+    from taskmem.stages.deploy import deployment
+
+    settings = load_profile(profile)
+    ends = _backends(settings, world)
+    steered = _adapter(adapter, store, out)
+    with _stage("deploy") as progress:
+        deployment(segments, policy, questions, ends, settings, seed, out, progress, steered)
+    console.print("  ".join(f"{k} {v:g}" for k, v in read_json(out / SUMMARY).items()), highlight=False)
+
+
+def _adapter(given: str | None, store: str | None, out: Path) -> Path | None:
+    """The folder of an adapter that is named by its path, or as environment@version of a store."""
+    from taskmem.registry import fetch
+    from taskmem.store import open_store
+
+    if given is None:
+        return None
+    if store is None:
+        return Path(given)
+    environment, _, version = given.partition("@")
+    fetch(open_store(store), environment, version, out / given)
+    return out / given
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `taskmem loop`.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.", dir_okay=False)] = Path("report.html"),
+    profile: ProfileName = MINIATURE,
+) -> None:
+    """The page that people read: results, curves, and what each arm remembered."""
+    from taskmem.loop.report import loop_report
+
+    loop_report(run, load_profile(profile), out)
+    console.print(f"{out}", highlight=False)
+
+
 @world_app.command("render")
 def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> None:
     """Render every split: videos, truth and questions below --out/<split>."""

@@ -64,7 +64,7 @@ class Cache:
         self._used.add(path)
         return Entry(outputs, kept["seconds"])
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, stage: str, entry: Entry) -> None:
         """Keep what a stage has just made."""
         outputs = {}
         for name, value in entry.outputs.items():
@@ -72,7 +72,7 @@ class Cache:
                 outputs[name] = {"artifact": self._description(value)}
             else:
                 outputs[name] = {"parameter": value}
-        kept = {"pipeline": self._pipeline, "seconds": entry.seconds, "outputs": outputs}
+        kept = {"pipeline": self._pipeline, "stage": stage, "seconds": entry.seconds, "outputs": outputs}
         atomic_write(self._path(key), canonical_json(kept))
         self._used.add(self._path(key))
 

@@ -235,7 +235,7 @@ class _Run:
                 seconds = time.monotonic() - start
                 result = StageResult(outputs, seconds, unchanged=False)
                 if status == Status.SUCCESS and key is not None and result.failed == 0:
-                    self._cache.put(key, Entry(outputs, seconds))
+                    self._cache.put(key, name, Entry(outputs, seconds))
             if status == Status.SUCCESS:
                 self._stages[name] = result
                 self._display.done(name, seconds, _note(number, result.failed))

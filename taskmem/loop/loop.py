@@ -13,15 +13,13 @@ from taskmem.errors import UserError
 from taskmem.files import sha256_tree
 from taskmem.loop.results import ARMS, loop_results
 from taskmem.loop.runner import Display, Done, Runner, Work
-from taskmem.loop.tasks import OTHER, OWN, RANDOM, choose_tasks
+from taskmem.loop.tasks import ADAPTER, OTHER, OWN, RANDOM, choose_tasks
 from taskmem.progress import Progress
 from taskmem.records import Refusal, read_json, read_records, write_json
 from taskmem.stages import adapt, candidates, collect, deploy, evaluate, judging, mining, segmentation, train_policy
 from taskmem.stages.common import EVENTS, QUESTIONS, SUMMARY
 from taskmem.store.locks import acquire, release
 from taskmem.world.splits import SPLITS, render_split
-
-ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskmem.backends import Backends
+from taskmem.backends import Backends, backends_for
 from taskmem.config import Profile
 from taskmem.evaluation.report.inputs import Run
 from taskmem.evaluation.report.page import write_report
@@ -13,9 +13,9 @@ from taskmem.feedback import read_collection
 from taskmem.files import atomic_write, sha256_tree
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.loop.results import loop_results, markdown_table
-from taskmem.loop.tasks import OWN
+from taskmem.loop.tasks import ADAPTED, ADAPTER, OWN
 from taskmem.records import Question, read_json, read_records, write_json
-from taskmem.stages.common import footage
+from taskmem.stages.common import QUESTIONS, footage
 from taskmem.stages.gate import VERDICT
 
 RESULTS = "results.json"
@@ -62,6 +62,22 @@ def write_run(
     write_report(run, film.frames_of, backends.evidence, report)
     atomic_write(table, markdown_table(measured))
     return {f"{arm}_accuracy": measures["overall"]["accuracy"] for arm, measures in measured["arms"].items()}
+
+
+def loop_report(run: Path, profile: Profile, report: Path) -> None:
+    """Write the HTML page of a finished `taskmem loop` in the folder `run`, without a verdict: the loop promotes nothing."""
+    results = read_json(run / RESULTS)
+    film = footage(run / "segments" / "held_out", profile)
+    shown = Run(
+        results=results,
+        phase_one=run / "phase_one",
+        adapters={arm: run / "adapters" / arm / ADAPTER for arm in ADAPTED},
+        arms={arm: run / "arms" / arm for arm in results["arms"]},
+        segments=run / "segments" / "held_out",
+        questions=run / "world" / "held_out" / QUESTIONS,
+        feedback=read_collection(run / "feedback").questions.get(results["task"], ()),
+    )
+    write_report(shown, film.frames_of, backends_for(profile, run / "world").evidence, report)
 
 
 def _outcomes(shard: Path) -> list[Outcome]:

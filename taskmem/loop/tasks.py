@@ -7,6 +7,8 @@ from taskmem.errors import UserError
 
 LEAST_PRECISION = 0.75
 OWN, OTHER, RANDOM = "phase_two", "phase_two_other_task", "phase_two_random_pairs"
+ADAPTED = (OWN, OTHER, RANDOM)
+ADAPTER = "adapter"
 TASK_PROMPT = "task_prompt"
 Shard = dict[str, Any]
 
