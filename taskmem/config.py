@@ -153,6 +153,14 @@ class MiningSettings(Settings):
     thinking_budget: Count
 
 
+class StoppingSettings(Settings):
+    """When training stops before its last step: the vector with the best win rate on held-out contexts is kept."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)]  # share of the contexts, drawn from the seed
+    every: Count  # steps between validations
+    patience: Count  # validations without a rise before it stops
+
+
 class PhaseTwoSettings(Settings):
     """DPO on one steer vector (METHOD section 4, step 5)."""
 
@@ -162,6 +170,13 @@ class PhaseTwoSettings(Settings):
     steps: Count
     batch: Count  # pairs an optimiser update
     target_norm: Positive | None  # the vector is scaled to this norm at the end; null = left as trained
+    loss: Literal["sigmoid", "robust"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs believed to be the wrong way round
+    pairs_per_context: Count | None  # the first so many that mining gives; null = all
+    influence_cap: Positive | None  # bound on a source's gradient, in median norms of all sources'; null = none
+    keep_gradients: bool  # write every pair's gradient of every step
+    stopping: StoppingSettings | None  # null = all steps
+    trunk_cache_bytes: Count  # size of the trunk cache's folder, above which the least recently used goes
 
 
 class EvaluationSettings(Settings):

@@ -64,6 +64,12 @@ METHOD_VALUES = {
     "phase_two.steps": 10,
     "phase_two.batch": 64,
     "phase_two.target_norm": 0.3,
+    "phase_two.loss": "sigmoid",
+    "phase_two.label_smoothing": 0.0,
+    "phase_two.pairs_per_context": 1,
+    "phase_two.influence_cap": None,
+    "phase_two.keep_gradients": False,
+    "phase_two.stopping": None,
     # Section 5
     "evaluation.feedback_questions": 5,
 }
@@ -101,7 +107,7 @@ def test_the_30b_profile_holds_the_papers_value(field, value):
 
 def test_every_setting_of_the_reward_and_of_mining_is_pinned():
     names = {n for n in leaves(PAPER.model_dump()) if n.startswith(("reward.", "mining.", "phase_two."))}
-    assert names - set(METHOD_VALUES) == {"reward.std_floor"}
+    assert names - set(METHOD_VALUES) == {"reward.std_floor", "phase_two.trunk_cache_bytes"}
 
 
 def test_the_floor_of_the_30b_profile_guards_against_division_by_zero_only():

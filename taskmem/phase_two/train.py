@@ -1,40 +1,55 @@
 """Phase Two: DPO on one steer vector, the policy frozen (METHOD section 4, step 5).
 
-TRL's DPOTrainer does the loss, the optimiser and the metrics. Ours are the batch with video and the reference log-probabilities:
-they never change, so they are computed once, packed, with the adapter off. This is the seam where a faster engine goes in.
+Everything up to the steer layer is frozen, so it is computed once (supply.py, trunk.py); both completions share their prompt
+(engine.py); the reference never changes. The whole model is never in memory: first its lower half, then its upper.
 """
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
+from peft import get_peft_model
+from safetensors.torch import save_file
 
 from taskmem.config import PhaseTwoSettings, Profile
 from taskmem.errors import UserError
 from taskmem.files import replace_directory
-from taskmem.policy.encoding import Prompt, PromptEncoder
-from taskmem.policy.packing import score_groups
-from taskmem.policy.training import report_to
-from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest, policy_reference
+from taskmem.phase_two.cache import TrunkCache
+from taskmem.phase_two.engine import Example, PairEngine
+from taskmem.phase_two.fit import Fitted, document, fit
+from taskmem.phase_two.halves import load_upper, meta_policy
+from taskmem.phase_two.influence import Influence
+from taskmem.phase_two.supply import Checkpoint, TrunkSupply, Wanted
+from taskmem.phase_two.trunk import Tokens
+from taskmem.policy.encoding import PromptEncoder
+from taskmem.policy.transformers_policy import load_processor, policy_reference
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, Preference, Rollouts, write_json
-from taskmem.steer import SteerConfig, scale_to_norm, steer_vector
+from taskmem.steer import SteerConfig, SteerLayer, scale_to_norm
 from taskmem.video.frames import FramesOf
+
+KEPT_CLIPS = 64  # contexts come in a stream's order and share clips with their neighbours only
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A context with the completions to prefer and to reject, as text: they are tokenised again, with an end of turn."""
+    """A context with the completions to prefer and to reject, as text: they are tokenised again, with an end of turn.
+
+    `questions` and `sources` are what the preference rests on; `candidates` are all completions of the context, which other
+    environments may train on.
+    """
 
     context: Context
     chosen: str
     rejected: str
+    questions: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = field(default=(), compare=False)
 
 
 def load_pairs(
@@ -61,35 +76,10 @@ def load_pairs(
         text = {c.index: c.text for c in cached[preference.context].candidates}
         if not {preference.chosen, preference.rejected} <= text.keys():
             raise UserError(f"preference of context {preference.context}: no such candidate; mine it again")
-        pairs.append(Pair(known[preference.context], text[preference.chosen], text[preference.rejected]))
+        completions = (text[preference.chosen], text[preference.rejected])
+        rests_on = (preference.questions, preference.sources)
+        pairs.append(Pair(known[preference.context], *completions, *rests_on, candidates=tuple(text.values())))
     return pairs
-
-
-class _Collator:
-    """Rows of a batch to model inputs: all chosen first, then all rejected, with their reference log-probabilities [pairs]."""
-
-    def __init__(self, encoder: PromptEncoder, encoded: Sequence[tuple[Prompt, Sequence[int], Sequence[int]]]) -> None:
-        self._encoder = encoder
-        self._encoded = encoded
-        self.reference = torch.zeros(len(encoded), 2)
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        numbers = [row["number"] for row in rows]
-        picked = [self._encoded[i] for i in numbers]
-        prompts = [prompt for prompt, _, _ in picked] * 2
-        completions = [chosen for _, chosen, _ in picked] + [rejected for _, _, rejected in picked]
-        inputs, labels = self._encoder.batch(prompts, completions, side="right")
-        inputs["completion_mask"] = (labels != -100).long()
-        inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.reference[numbers].unbind(1)
-        return inputs
-
-
-class SteerDPOTrainer(DPOTrainer):
-    """DPOTrainer that takes the reference from its collator: TRL refuses to precompute it for prompts with vision."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.precompute_ref_logps = True
 
 
 def train_phase_two(
@@ -100,95 +90,98 @@ def train_phase_two(
     seed: int,
     out: Path,
     progress: Progress = silent,
+    cache: Path | None = None,
 ) -> Path:
-    """Train one adapter from zero on `pairs` and write it to the folder `out` (PEFT's two files and training.json).
+    """Train one adapter from zero on `pairs` and write it to the folder `out`.
 
-    The reference is the same policy with the adapter off. UserError without pairs or if the vector is not finite.
+    It gets PEFT's two files and training.json; influence.json if sources are known or capped; gradients.safetensors if they are
+    to be kept. Trunk states are kept in the folder `cache`, which may be shared with other runs, or in memory without one. The
+    reference is the policy with the adapter off. UserError without pairs, or if the vector is not finite.
     """
+    settings = profile.phase_two
+    pairs = _first_of_each_context(pairs, settings.pairs_per_context)
     if not pairs:
         raise UserError(f"{out}: no preference pairs to train on; collect more feedback or mine more contexts")
-    model, processor = load_checkpoint(policy)
-    reader = TransformersPolicy.of(model, processor, profile.policy, frames_of, policy_digest(policy))
-    encoder = reader.encoder
-    encoded = [
-        (reader.prompt(p.context), encoder.completion_ids(p.chosen), encoder.completion_ids(p.rejected)) for p in pairs
+    checkpoint = Checkpoint.of(policy)
+    encoder = PromptEncoder(load_processor(policy), profile.policy, frames_of, KEPT_CLIPS)
+    wanted, examples = _encode(pairs, encoder)
+    store = TrunkCache(cache, settings.trunk_cache_bytes) if cache else None
+    trunks = TrunkSupply(checkpoint, settings.layer, encoder, store).trunks(wanted)
+    upper = load_upper(policy, settings.layer)
+    checkpoint.check()
+    done = fit(PairEngine(upper, trunks, examples), examples, [p.sources for p in pairs], settings, seed, progress)
+    return _save(policy, checkpoint.digest, pairs, done, settings, out)
+
+
+def _first_of_each_context(pairs: Sequence[Pair], most: int | None) -> list[Pair]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for pair in pairs:
+        seen[pair.context.id] += 1
+        if most is None or seen[pair.context.id] <= most:
+            kept.append(pair)
+    return kept
+
+
+def _encode(pairs: Sequence[Pair], encoder: PromptEncoder) -> tuple[list[Wanted], list[Example]]:
+    """Each context once with the completions of all its pairs, and the pairs as tokens."""
+    numbers: dict[str, int] = {}
+    contexts: list[Pair] = []
+    examples = []
+    for pair in pairs:
+        if pair.context.id not in numbers:
+            numbers[pair.context.id] = len(contexts)
+            contexts.append(pair)
+        tokens = (encoder.completion_ids(pair.chosen), encoder.completion_ids(pair.rejected))
+        examples.append(Example(numbers[pair.context.id], *tokens))
+    needed: list[list[Tokens]] = [[] for _ in contexts]
+    for example in examples:
+        needed[example.context] += [example.chosen, example.rejected]
+    wanted = [
+        Wanted(
+            pair.context, tuple(dict.fromkeys(tokens)), tuple(encoder.completion_ids(text) for text in pair.candidates)
+        )
+        for pair, tokens in zip(contexts, needed, strict=True)
     ]
-    collator = _Collator(encoder, encoded)
-    collator.reference = _reference(model, encoder, encoded)
-    trainer = SteerDPOTrainer(
-        model=model,
-        peft_config=SteerConfig(layer=profile.phase_two.layer),
-        args=_dpo_config(profile.phase_two, len(pairs), seed, out),
-        # TRL prepares the dataset itself unless it finds images; the collator knows the real content
-        train_dataset=Dataset.from_list(
-            [{"number": i, "images": [], "prompt": "", "chosen": "", "rejected": ""} for i in range(len(pairs))]
-        ),
-        processing_class=processor,
-        data_collator=collator,
-    )
-    report_to(trainer, progress)
-    trainer.train()
-    steered = trainer.accelerator.unwrap_model(trainer.model)
-    trained_norm = _finish(steered, profile.phase_two, out)
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
-    return _save(steered, reader.digest, trainer.state.log_history, trained_norm, out)
+    return wanted, examples
 
 
-@torch.no_grad()
-def _reference(
-    model: Any, encoder: PromptEncoder, encoded: Sequence[tuple[Prompt, Sequence[int], Sequence[int]]], rows: int = 32
-) -> torch.Tensor:
-    """Log-probability of each pair's chosen and rejected completion under the frozen policy, [pairs, 2]."""
-    parts = []
-    for start in range(0, len(encoded), rows):
-        part = encoded[start : start + rows]
-        groups = [[chosen, rejected] for _, chosen, rejected in part]
-        parts.append(score_groups(model, encoder, [prompt for prompt, _, _ in part], groups).logps.sum(-1))
-    return torch.cat(parts).cpu()
-
-
-def _dpo_config(settings: PhaseTwoSettings, pairs: int, seed: int, out: Path) -> DPOConfig:
-    return DPOConfig(
-        output_dir=str(out.with_name(f".{out.name}.training")),
-        seed=seed,
-        max_steps=settings.steps,
-        per_device_train_batch_size=min(settings.batch, pairs),
-        dataloader_drop_last=True,  # every update sees as many pairs
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=math.inf,  # the vector's size is decided by target_norm, not by clipping
-        beta=settings.beta,
-        max_length=None,
-        router_aux_loss_coef=0.0,
-        remove_unused_columns=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        bf16=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
-
-
-def _finish(steered: Any, settings: PhaseTwoSettings, out: Path) -> float:
-    norm = float(steer_vector(steered).detach().norm())
-    if not math.isfinite(norm) or norm == 0:
-        raise UserError(f"{out}: the vector's norm is {norm} after training; lower phase_two.learning_rate")
-    if settings.target_norm is not None:
-        scale_to_norm(steered, settings.target_norm)
-    return norm
-
-
-def _save(steered: Any, policy: str, log: Sequence[dict[str, Any]], trained_norm: float, out: Path) -> Path:
+def _save(
+    policy: Path, digest: str, pairs: Sequence[Pair], done: Fitted, settings: PhaseTwoSettings, out: Path
+) -> Path:
+    trained_norm = float(done.vector.norm())
+    if not math.isfinite(trained_norm) or trained_norm == 0:
+        raise UserError(f"{out}: the vector's norm is {trained_norm} after training; lower phase_two.learning_rate")
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    steered.peft_config["default"].base_model_name_or_path = policy_reference(policy)
-    steered.save_pretrained(temporary, save_embedding_layers=False)
-    (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    names = ("loss", "rewards/accuracies", "rewards/margins", "grad_norm")
-    curve = [{"step": e["step"], **{n: round(e[n], 6) for n in names if n in e}} for e in log if "loss" in e]
-    write_json(temporary / "training.json", {"trained_norm": round(trained_norm, 6), "steps": curve})
+    _save_adapter(policy, digest, done.vector, settings, temporary)
+    write_json(temporary / "training.json", document(done, trained_norm))
+    if done.influence:
+        write_json(temporary / "influence.json", _influence(pairs, done.influence))
+    if done.gradients:
+        kept = {f"step_{number:05d}": of_pairs for number, (_, of_pairs) in enumerate(done.gradients, 1)}
+        chosen = {f"pairs_{number:05d}": torch.tensor(batch) for number, (batch, _) in enumerate(done.gradients, 1)}
+        save_file({**kept, **chosen}, temporary / "gradients.safetensors")
     replace_directory(temporary, out)
     return out
+
+
+def _save_adapter(policy: Path, digest: str, vector: torch.Tensor, settings: PhaseTwoSettings, folder: Path) -> None:
+    """PEFT writes its own files, from a model that has no weights but the vector."""
+    steered: Any = get_peft_model(meta_policy(policy), SteerConfig(layer=settings.layer))
+    layer = next(module for module in steered.modules() if isinstance(module, SteerLayer))
+    layer.steer_vector["default"] = torch.nn.Parameter(vector)
+    if settings.target_norm is not None:
+        scale_to_norm(steered, settings.target_norm)
+    steered.peft_config["default"].base_model_name_or_path = policy_reference(digest)
+    steered.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def _influence(pairs: Sequence[Pair], influence: Influence) -> dict[str, Any]:
+    """What influence.json holds: each pair with what it rests on, and each source's part in the training."""
+    of_pairs = [
+        {"context": p.context.id, "questions": list(p.questions), "sources": list(p.sources), **influence.pair(i)}
+        for i, p in enumerate(pairs)
+    ]
+    return {"sources": influence.sources(), "pairs": of_pairs}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from taskmem.config import Sampling
@@ -168,13 +169,22 @@ def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _block_mask(prompt_mask: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Boolean [B, N, N], true where a query may look: causal, inside the prompt and the query's own completion."""
     batch, group, length = kept.shape
-    prompt = prompt_mask.shape[1]
-    block = torch.cat(
-        [prompt_mask.new_zeros(prompt), torch.arange(1, group + 1, device=kept.device).repeat_interleave(length)]
-    )
-    total = len(block)
-    causal = torch.ones(total, total, dtype=torch.bool, device=kept.device).tril()
-    visible = causal & ((block[None, :] == 0) | (block[None, :] == block[:, None]))
-    keys = torch.cat([prompt_mask.bool(), kept.view(batch, -1)], 1)
+    prompt = prompt_mask.bool()
+    block = kept * torch.arange(1, group + 1, device=kept.device)[:, None]
+    causal = prompt.new_ones(prompt.shape[1], prompt.shape[1]).tril()
     # padding rows look at themselves, for a row that sees nothing is NaN
-    return (visible[None] & keys[:, None, :]) | torch.eye(total, dtype=torch.bool, device=kept.device)
+    of_prompt = (causal & prompt[:, None, :]) | torch.eye(len(causal), dtype=torch.bool, device=kept.device)
+    return torch.cat([pad(of_prompt, (0, group * length)), tail_mask(prompt, block.view(batch, -1))], 1)
+
+
+def tail_mask(prompt: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """Where the tokens behind the prompts [B, P] may look, boolean [B, T, P + T]: at their prompt and their own completion.
+
+    `prompt` is true where a prompt has a token; `block` [B, T] numbers each token's completion from 1, and is 0 on padding,
+    which sees itself alone.
+    """
+    length = block.shape[1]
+    causal = prompt.new_ones(length, length).tril()
+    own = causal & (block[:, None, :] == block[:, :, None]) & (block > 0)[:, None, :]
+    of_prompt = prompt[:, None, :] & (block > 0)[:, :, None]
+    return torch.cat([of_prompt, own | torch.eye(length, dtype=torch.bool, device=block.device)], 2)

@@ -20,11 +20,15 @@ def phase_two(
     seed: int,
     out: Path,
     progress: Progress = silent,
+    cache: Path | None = None,
 ) -> None:
-    """Train the adapter `out`/`name` from zero on the pairs of `preferences`."""
+    """Train the adapter `out`/`name` from zero on the pairs of `preferences`.
+
+    Trunk states are kept in the folder `cache`, or in memory without one.
+    """
     prepare_process()
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     film = footage(segments, profile)
     contexts = contexts_of(cached, film.segments, profile)
     pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts, policy_digest(policy))
-    train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress)
+    train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress, cache)

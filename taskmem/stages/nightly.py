@@ -103,8 +103,12 @@ def train_shard(
     seed: int,
     out: Path,
     progress: Progress = silent,
+    cache: Path | None = None,
 ) -> list[Outcome]:
-    """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all."""
+    """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all.
+
+    With `cache`, a folder that outlives the job, what one environment computed of a context serves all others.
+    """
     # the other two stages of this file run in images without torch
     from taskmem.stages.adapt import phase_two  # noqa: PLC0415
 
@@ -117,7 +121,7 @@ def train_shard(
             progress(done * of + at, len(shard.environments) * of)
 
         pairs = ready(preferences, spec)
-        phase_two(pairs, rollouts, segments, policy, folder.name, settings, seed, folder.parent, step)
+        phase_two(pairs, rollouts, segments, policy, folder.name, settings, seed, folder.parent, step, cache)
         done += 1
 
     return run_shard("phase_two_dpo", shard, profile, preferences, out, work)

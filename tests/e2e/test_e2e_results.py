@@ -147,11 +147,16 @@ def test_the_table_shows_every_arm_and_the_file_s_place(finished: Run, results: 
 
 
 @pytest.mark.parametrize("arm", ADAPTERS)
-def test_an_adapter_folder_holds_the_adapter_and_its_curve_and_nothing_else(finished: Run, arm: str) -> None:
+def test_an_adapter_folder_holds_the_adapter_its_curve_and_who_moved_it_and_nothing_else(
+    finished: Run, arm: str
+) -> None:
     folder = finished.out / "adapters" / arm
+    # random pairs rest on nobody's questions
+    moved_by = [] if arm == "phase_two_random_pairs" else ["adapter/influence.json"]
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "adapter",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        *moved_by,
         "adapter/training.json",
     ]

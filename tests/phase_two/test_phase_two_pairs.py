@@ -30,6 +30,13 @@ def test_several_pairs_of_one_context_are_all_kept() -> None:
     assert len(load_pairs(preferences, CACHED, CONTEXTS, POLICY)) == 2
 
 
+def test_a_pair_carries_what_its_preference_rests_on_and_all_candidates_of_the_context() -> None:
+    named = preference(CONTEXTS[0]).model_copy(update={"questions": ("q1", "q2"), "sources": ("s",)})
+    (pair,) = load_pairs([named], CACHED, CONTEXTS, POLICY)
+    assert (pair.questions, pair.sources) == (("q1", "q2"), ("s",))
+    assert pair.candidates == tuple(completion_for(memory) for memory in "abc")
+
+
 def test_no_preferences_are_no_pairs() -> None:
     assert load_pairs([], CACHED, CONTEXTS, POLICY) == []
 

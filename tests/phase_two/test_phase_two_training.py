@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from phase_two_parts import SEED, film, pairs, short_profile
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
-from taskmem.phase_two import train
+from taskmem.phase_two import supply, train
+from taskmem.phase_two.halves import LowerHalf, UpperHalf, load_lower, load_upper
 from taskmem.phase_two.train import train_phase_two
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest
 from taskmem.steer import SteerConfig, read_adapter, steer_vector
@@ -125,20 +128,39 @@ def test_an_adapter_that_lies_in_the_folder_already_is_not_gone_on_from(
 def test_only_the_vector_changes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    def remember(path: Path) -> tuple[Any, Any]:
-        used.append(load_checkpoint(path))
+    def remember(path: Path, layer: int) -> UpperHalf:
+        used.append(load_upper(path, layer))
         return used[-1]
 
-    monkeypatch.setattr(train, "load_checkpoint", remember)
+    monkeypatch.setattr(train, "load_upper", remember)
     digest = sha256_tree(base)
-    train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
-    ((model, _),) = used
-    after = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "steer_vector" not in name}
-    before = dict(load_checkpoint(base)[0].named_parameters())
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-    assert steer_vector(model).detach().norm() > 0
+    adapter = train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    (upper,) = used
+    before = load_upper(base, 2).state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in upper.state_dict().items())
+    assert all(parameter.grad is None for parameter in upper.parameters())
+    assert vector(adapter).norm() > 0
     assert sha256_tree(base) == digest
+
+
+def test_the_whole_model_is_never_loaded(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lower half is gone when the upper comes, and transformers is asked for no whole model."""
+    lowers: list[Any] = []
+
+    def lower(*args: Any) -> LowerHalf:
+        half = load_lower(*args)
+        lowers.append(weakref.ref(half))
+        return half
+
+    def upper(*args: Any) -> UpperHalf:
+        assert [half() for half in lowers] == [None]
+        return load_upper(*args)
+
+    monkeypatch.setattr(supply, "load_lower", lower)
+    monkeypatch.setattr(train, "load_upper", upper)
+    monkeypatch.delattr(PreTrainedModel, "from_pretrained")
+    train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    assert len(lowers) == 1
 
 
 def test_a_target_norm_is_reached_without_turning_the_vector(base: Path, trained: Path, tmp_path: Path) -> None:
@@ -236,6 +258,18 @@ def test_the_reported_margins_are_those_of_beta_times_the_log_ratios(
     assert gained.abs().max() > 1e-3
     assert reported["rewards/margins"] == pytest.approx(float(gained.mean()), abs=1e-5)
     assert reported["loss"] == pytest.approx(float(-torch.nn.functional.logsigmoid(gained).mean()), abs=1e-5)
+
+
+def test_the_files_are_those_that_peft_writes_from_the_whole_model(
+    base: Path, trained: Path, model: Any, tmp_path: Path
+) -> None:
+    steered = get_peft_model(model, SteerConfig(layer=2))
+    with torch.no_grad():
+        steer_vector(steered).copy_(vector(trained))
+    steered.peft_config["default"].base_model_name_or_path = f"sha256:{policy_digest(base)}"
+    steered.save_pretrained(tmp_path / "red")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (trained / name).read_bytes() == (tmp_path / "red" / name).read_bytes()
 
 
 def test_the_folder_holds_pefts_two_files_and_the_curve_alone(trained: Path) -> None:
