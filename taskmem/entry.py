@@ -191,19 +191,19 @@ def preference_mining(
     rollouts: str,
     judgements: str,
     segments: str,
-    world: str | None,
     profile: str,
     seed: int,
     preferences: str,
 ) -> Numbers:
     """Mine each environment's preference pairs."""
+    from taskmem.backends import helpfulness_judge
     from taskmem.stages.nightly import Learning, mine_shard
     from taskmem.stages.shard import Shard
 
     settings = parse_profile(profile)
     learning = Learning(Path(feedback), Path(rollouts), Path(judgements), Path(segments))
-    ends = _backends(settings, world)
-    outcomes = mine_shard(Shard.parse(shard), learning, ends, settings, seed, Path(preferences), progress_lines())
+    judge = helpfulness_judge(settings)
+    outcomes = mine_shard(Shard.parse(shard), learning, judge, settings, seed, Path(preferences), progress_lines())
     return _counts(outcomes)
 
 
@@ -248,7 +248,10 @@ def streaming_eval(
 
     settings = parse_profile(profile)
     ends = _backends(settings, world)
-    spec = Shard.parse(shard).only
+    parsed = Shard.parse(shard)
+    spec = parsed.only
+    if spec is None and (adapters or feedback):
+        raise UserError(f"shard {parsed.name}: names no environment whose adapter or questions to use")
     adapter = ready(Path(adapters), spec) if adapters and spec else None
     task = recent_task_prompt(ready(Path(feedback), spec), spec.environment, settings) if feedback and spec else None
     asked, out = Path(questions) / QUESTIONS, Path(evaluation)

@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.feedback import log_path
 from taskmem.feedback.collection import Watermark
+from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Progress, silent
-from taskmem.records import read_json
+from taskmem.records import read_json, write_json
 from taskmem.registry import watermark
 from taskmem.stages.collect import collect_environment
 from taskmem.stages.common import SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
 from taskmem.store import open_store
+
+SINCE = "since.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
         if not log_path(events, spec.environment).exists():
             raise SkipError("no feedback yet")
         known = watermark(registry, spec.environment) if registry else None
+        write_json(folder / SINCE, known)
         since = Watermark.model_validate(known) if known else None
         new = collect_environment(events, spec.environment, since, settings, folder)
         asked = len(new.questions.get(spec.environment, ()))
@@ -61,7 +64,7 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
 def mine_shard(
     shard: Shard,
     learning: Learning,
-    backends: Backends,
+    judge: HelpfulnessJudge,
     profile: Profile,
     seed: int,
     out: Path,
@@ -77,7 +80,7 @@ def mine_shard(
         feedback = ready(learning.feedback, spec)
         mined = folder / "mined" if spec.pairs == "random" else folder
         paths = (learning.rollouts, learning.judgements, learning.segments, feedback)
-        preference_mining(*paths, spec.environment, backends, settings, seed, mined)
+        preference_mining(*paths, spec.environment, judge, settings, seed, mined)
         summary = read_json(mined / SUMMARY)
         asked = summary["comparisons"] + summary["failures"]
         if summary["failures"] > settings.gate.unscored * asked:
