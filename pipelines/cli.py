@@ -69,7 +69,7 @@ def compile_pipelines(
         console.print(f"{path}", highlight=False, markup=False)
     if not used.pinned:
         console.print(
-            "images are named by tag, so nothing is cached and a run may change under you: give --images with digests",
+            "images are named by tag, and what a tag names may change: give --images with digests",
             style="yellow",
             soft_wrap=True,
         )

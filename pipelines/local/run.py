@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kfp import local
-from kfp.dsl import Artifact
+from kfp.dsl import Artifact, Metrics
 from kfp.dsl.graph_component import GraphComponent
 from kfp.local import config, executor_input_utils, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
@@ -62,8 +62,9 @@ class StageResult:
 
     @property
     def failed(self) -> int:
-        """How many parts of its work the stage says failed, in the metadata `failed` of its artifacts."""
-        numbers = [v.metadata.get("failed", 0) for v in self.outputs.values() if isinstance(v, Artifact)]
+        """How many parts of its work the stage says failed, in the metadata `failed` of its artifacts; metrics repeat it."""
+        artifacts = [v for v in self.outputs.values() if isinstance(v, Artifact) and not isinstance(v, Metrics)]
+        numbers = [artifact.metadata.get("failed", 0) for artifact in artifacts]
         return sum(int(number) for number in numbers)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.feedback import log_path
+from taskmem.feedback import Collection, log_path
 from taskmem.feedback.collection import Watermark
 from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
@@ -52,13 +52,18 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
         new = collect_environment(events, spec.environment, since, settings, folder)
         asked = len(new.questions.get(spec.environment, ()))
         if asked < settings.adaptation.new_questions:
-            refused = f"; {len(new.refused)} lines refused, the first {new.refused[0].file}: {new.refused[0].reason}"
-            raise SkipError(
-                f"too little feedback: {asked} questions {'since the last adaptation' if since else 'in all'}, needs "
-                f"{settings.adaptation.new_questions}{refused if new.refused else ''}"
-            )
+            when = "since the last adaptation" if since else "in all"
+            needed = settings.adaptation.new_questions
+            raise SkipError(f"too little feedback: {asked} questions {when}, needs {needed}{_refusals(new)}")
 
     return run_shard("feedback_collection", shard, profile, None, out, work)
+
+
+def _refusals(collected: Collection) -> str:
+    if not collected.refused:
+        return ""
+    first = collected.refused[0]
+    return f"; {len(collected.refused)} lines refused, the first {first.file}: {first.reason}"
 
 
 def mine_shard(
