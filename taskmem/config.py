@@ -220,6 +220,14 @@ class Profile(Settings):
     cluster: ClusterSettings | None  # null in what travels to a stage: no stage decides where it runs
     world: WorldSettings | None = None
 
+    @model_validator(mode="after")
+    def _adaptable(self) -> Self:
+        if self.mining.recent_questions < self.adaptation.new_questions:
+            raise ValueError(
+                "mining.recent_questions must not be below adaptation.new_questions: none would ever be adapted"
+            )
+        return self
+
 
 class Deviation(Settings):
     """Settings that differ from the extended profile's, and why."""

@@ -113,13 +113,12 @@ def train_shard(
     progress: Progress = silent,
 ) -> list[Outcome]:
     """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all."""
-    # the other two stages of this file run in images without torch
-    from taskmem.stages.adapt import phase_two  # noqa: PLC0415
-
     done = 0
 
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
         nonlocal done
+        # the other two stages of this file run in images without torch, and an idle shard needs none
+        from taskmem.stages.adapt import phase_two  # noqa: PLC0415
 
         def step(at: int, of: int) -> None:
             progress(done * of + at, len(shard.environments) * of)

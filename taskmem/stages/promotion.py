@@ -44,7 +44,7 @@ def promote_shard(
         del settings
         document = (ready(verdicts, spec) / VERDICT).read_bytes()
         verdict = Verdict.model_validate_json(document)
-        held = _held(ready(verdicts, spec) / HELD, verdict, ready(adapters, spec))
+        held = _held(ready(verdicts, spec) / HELD, verdict, spec, ready(adapters, spec))
         _check_watermark(registry, spec.environment, ready(feedback, spec))
         provenance = _provenance(ready(preferences, spec), ready(feedback, spec), spec, held, image, seed)
         version = _publish(registry, spec, ready(adapters, spec), provenance)
@@ -76,10 +76,10 @@ def _evidence(verdict: Verdict) -> str:
     )
 
 
-def _held(path: Path, verdict: Verdict, adapter: Path) -> Held:
+def _held(path: Path, verdict: Verdict, spec: EnvironmentSpec, adapter: Path) -> Held:
     """What the verdict is about; UserError if it is about another environment or other bytes than `adapter`."""
     held = Held.model_validate_json(canonical_json(read_json(path)))
-    if held.challenger != sha256_tree(adapter) or held.environment != verdict.environment:
+    if held.challenger != sha256_tree(adapter) or {held.environment, verdict.environment} != {spec.environment}:
         raise UserError(f"{path}: the verdict is about another adapter than {adapter}; run the gate again")
     return held
 

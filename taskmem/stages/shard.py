@@ -147,7 +147,7 @@ def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, 
         outcome = _outcome(
             spec, stage, "failed", f"{type(error).__name__}: {error}; the traceback is in the stage's log"
         )
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     print(f"{outcome.name}: {outcome.status}: {outcome.reason}", file=sys.stderr)
     return outcome
 
