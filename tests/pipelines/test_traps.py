@@ -38,7 +38,7 @@ from taskmem.records import FeedbackEvent, Memory, read_records
 PINNED = Images(data="registry.test/data@sha256:" + "d" * 64, train="registry.test/train@sha256:" + "7" * 64)
 ITEMS = [{"name": "a"}, {"name": "b"}]
 SETTINGS = {
-    "shop": {"mining": {"recent_questions": 2}, "adaptation": {"new_questions": 7}},
+    "shop": {"mining": {"recent_questions": 8}, "adaptation": {"new_questions": 7}},
     "home": {"adaptation": {"new_questions": 9}},
 }
 SHARDS = [
@@ -46,9 +46,9 @@ SHARDS = [
     {"name": "b", "environments": [{"environment": "home", "settings": SETTINGS["home"]}]},
 ]
 ASKED = {"shop": 3, "cafe": 4, "home": 5}
-# shop has only its two most recent questions; cafe, in the same shard, the profile's own 10 and 5
+# cafe, in the same shard as shop, has the profile's own 5
 REASONS = {
-    "shop": "too little feedback: 2 questions in all, needs 7;",
+    "shop": "too little feedback: 3 questions in all, needs 7;",
     "cafe": "too little feedback: 4 questions in all, needs 5;",
     "home": "too little feedback: 5 questions in all, needs 9;",
 }
