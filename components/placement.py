@@ -11,6 +11,7 @@ from components.images import Images, is_pinned
 from taskmem.cluster import StageName, StageResources
 from taskmem.config import Profile
 from taskmem.entry import IMAGE
+from taskmem.errors import UserError
 
 USER = 1000
 """The user and group that the images are built for; never root."""
@@ -33,6 +34,8 @@ def place(
     result may be reused while the inputs are the same; it holds only for an image named by digest, because kfp's cache key
     has the image's name and not its contents.
     """
+    if profile.cluster is None:
+        raise UserError(f"profile {profile.name}: says nothing of a cluster; give one with cluster.stages")
     asked = profile.cluster.stages[stage]
     image = images.reference(asked.image)
     task.set_container_image(image)

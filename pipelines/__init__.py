@@ -1,1 +1,1 @@
-"""The `taskmem` console script, and the Kubeflow pipelines to come."""
+"""The Kubeflow pipelines, what runs them, and the `taskmem` console script."""

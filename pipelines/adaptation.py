@@ -2,8 +2,8 @@
 
     taskmem compile              writes its IR; `shards` is a list of {"name", "environments": [{"environment", "settings"}]}
 
-One environment's failure never stops the others: it ends in the outcomes with its reason. The candidates are sampled once per
-context and kept in the store, so a night costs what is new.
+One environment's failure never stops the others: it ends in the outcomes with its reason. The candidates of a context
+are sampled once and kept in the store.
 """
 
 from typing import List, NamedTuple
@@ -55,7 +55,8 @@ def _fan_out(put: Placement) -> BaseComponent:
     ) -> Night:
         with dsl.ParallelFor(shards, name="shard", parallelism=8) as shard:
             collected = feedback_collection(shard=shard, events=events, store=store, profile=profile)
-            put(collected, "feedback_collection", "collect")
+            # the watermark lies in the store, where no cache sees it
+            put(collected, "feedback_collection", "collect", cached=False)
             done = adapt(
                 shard=shard,
                 feedback=collected.outputs["feedback"],
@@ -134,7 +135,9 @@ def adaptation(put: Placement) -> BaseComponent:
             store=store,
             **shared,
         )
-        recorded = record(put, night, film, pi_0, rollouts, judgements, **shared)
+        made = {"segments": film, "events": logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
+        gate = {"gate_segments": held_out, "gate_questions": asked, "champion": champion.outputs["evaluation"]}
+        recorded = record(put, night, **made, **gate, **shared)
         return Adaptation(record=recorded.outputs["record"], summary=recorded.outputs["summary"])
 
     return pipeline

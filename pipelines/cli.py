@@ -2,15 +2,18 @@
 
 # ruff: noqa: PLC0415 - a command imports its stage when it runs, so that --help is quick
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, fresh, run, shipped_base
+from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, run, shipped_base
 from taskmem.config import load_profile
 from taskmem.errors import UserError
+from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tree
+
+RESULTS, REPORT = "results.json", "report.html"
+SHOWN = (RESULTS, REPORT)
 
 if TYPE_CHECKING:
     from components.images import Images
@@ -29,7 +32,6 @@ def demo(
     from pipelines.compiling import travelling
     from pipelines.end_to_end import end_to_end
     from pipelines.local import run_pipeline
-    from pipelines.local.run import MARK
     from pipelines.parts import Placement
     from taskmem.loop.display import StageDisplay
 
@@ -39,15 +41,15 @@ def demo(
     given = (base or shipped_base()).resolve()
     if not (given / "config.json").is_file():
         raise UserError(f"{given}: no policy checkpoint (config.json is missing); give a folder that pretrain wrote")
-    fresh(out, resume, MARK)
-    arguments = {
-        "base": str(given),
-        "store": str((out / "store").resolve()),
-        "profile": travelling(settings),
-        "seed": seed,
-    }
-    finished = run_pipeline(end_to_end(Placement(settings, _here())), arguments, out, StageDisplay(console))
-    _show(finished, out)
+    images, travels = _here(), travelling(settings)
+    # a champion of other code or settings would be another champion to beat
+    key = sha256_bytes(canonical_json([images.train, travels, seed, sha256_tree(given)]))
+    store = out.resolve() / "store" / key[:16]
+    arguments = {"base": str(given), "store": str(store), "profile": travels, "seed": seed}
+    pipeline = end_to_end(Placement(settings, images, content_keyed=True))
+    for name in SHOWN:
+        (out / name).unlink(missing_ok=True)
+    _show(run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume), out)
 
 
 @app.command("compile")
@@ -64,10 +66,10 @@ def compile_pipelines(
 
     used = load_images(images)
     for path in compile_all(load_profile(profile), used, out):
-        console.print(f"{path}", highlight=False)
+        console.print(f"{path}", highlight=False, markup=False)
     if not used.pinned:
         console.print(
-            "images are named by tag, so nothing is cached and a run may change under you: give --images with digests",
+            "images are named by tag, and what a tag names may change: give --images with digests",
             style="yellow",
             soft_wrap=True,
         )
@@ -83,21 +85,22 @@ def _here() -> "Images":
 
 
 def _show(finished: "Finished", out: Path) -> None:
+    from taskmem.lineage.code import commit
     from taskmem.lineage.outcome import OUTCOMES, Outcome
-    from taskmem.loop.report import RESULTS
     from taskmem.loop.results import differences_table, outcomes_table, results_table
     from taskmem.records import read_json, read_records, write_json
 
     made = {name: Path(artifact.path) for name, artifact in finished.outputs.items()}
     results: dict[str, Any] = {**read_json(made["results"] / RESULTS)}
     results["seconds"] = {name: round(seconds, 2) for name, seconds in finished.seconds.items()}
+    results["commit"] = commit()
     write_json(out / RESULTS, results)
-    shutil.copyfile(made["report"], out / "report.html")
+    atomic_write(out / REPORT, made["report"].read_bytes())
     console.print(results_table(results))
     console.print(differences_table(results))
     console.print(outcomes_table(read_records(made["record"] / OUTCOMES, Outcome)))
-    for name in (RESULTS, "report.html"):
-        console.print(f"{out / name}", highlight=False)
+    for name in SHOWN:
+        console.print(f"{out / name}", highlight=False, markup=False)
 
 
 def main() -> None:

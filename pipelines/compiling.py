@@ -22,21 +22,22 @@ PIPELINES: dict[str, Callable[[Placement], BaseComponent]] = {
 
 
 def travelling(profile: Profile) -> str:
-    """A profile as stages take it, one line of JSON."""
-    return canonical_json(profile.model_dump(mode="json"))
+    """A profile as stages take it, one line of JSON; where they run is decided before."""
+    return canonical_json(profile.model_copy(update={"cluster": None}).model_dump(mode="json"))
 
 
 def compile_all(profile: Profile, images: Images, out: Path) -> list[Path]:
-    """Write `out`/<name>.yaml for every pipeline that makes sense with the profile; end_to_end needs a world.
+    """Write `out`/<name>.yaml for every pipeline that makes sense with the profile, and remove others'; end_to_end needs a world.
 
     The profile becomes the default of the pipeline's parameter `profile`.
     """
     put = Placement(profile, images)
     written = []
     for name, build in PIPELINES.items():
-        if name == "end_to_end" and profile.world is None:
-            continue
         path = out / f"{name}.yaml"
+        if name == "end_to_end" and profile.world is None:
+            path.unlink(missing_ok=True)
+            continue
         partial = out / f".{name}.partial.yaml"
         out.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(build(put), str(partial), pipeline_parameters={"profile": travelling(profile)})

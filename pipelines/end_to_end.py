@@ -54,7 +54,7 @@ class Demo(NamedTuple):
 
 def _arm(put: Placement) -> BaseComponent:
     """One adapted arm: collect, adapt, evaluate on the held-out streams."""
-    adapt = adapt_shard(put)
+    adapt = adapt_shard(put, own_store=True)
     collect, evaluate = named(feedback_collection, "collect-arm"), named(streaming_eval, "evaluate-arm")
 
     @dsl.pipeline(name="arm", description="One adapter from feedback to its held-out evaluation.")
@@ -205,7 +205,7 @@ class _Demo:
     def run(self) -> Demo:
         """All that comes after Phase One."""
         champion = self._evaluate({"name": "development"}, "development", "development", self._policy)
-        chosen = self._put(choose_tasks(evaluation=champion), "judge_scoring", "choose the task")
+        chosen = self._put(choose_tasks(evaluation=champion), "feedback_collection", "choose the task")
         deployed = deployment(policy=self._policy, **self._on("deployment"), **self._shared)
         events = self._put(deployed, "deployment").outputs["events"]
         prompted = chosen.outputs["prompted"]
@@ -252,8 +252,20 @@ class _Demo:
             **self._on("held_out"),
             **self._shared,
         )
-        self._put(shown, "judge_scoring", "report")
-        recorded = record(self._put, adapted, film["deployment"], self._policy, rollouts, judgements, **self._shared)
+        self._put(shown, "feedback_collection", "report")
+        recorded = record(
+            self._put,
+            adapted,
+            segments=film["deployment"],
+            events=events,
+            policy=self._policy,
+            rollouts=rollouts,
+            judgements=judgements,
+            gate_segments=film["development"],
+            gate_questions=world["development"],
+            champion=champion,
+            **self._shared,
+        )
         made = {name: shown.outputs[name] for name in ("results", "report", "table")}
         return Demo(**made, record=recorded.outputs["record"])
 

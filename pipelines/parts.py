@@ -35,24 +35,32 @@ class Adapted(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """Puts tasks where the profile wants them."""
+    """Puts tasks where the profile wants them.
+
+    `content_keyed` says that the runner's cache knows artifacts by their content, as the local runner's does. Kubeflow's knows
+    them by name alone: there nothing is cached, lest tonight's feedback be answered with last night's.
+    """
 
     profile: Profile
     images: Images
+    content_keyed: bool = False
 
     def __call__(
         self, task: dsl.PipelineTask, stage: StageName, name: str | None = None, cached: bool = True
     ) -> dsl.PipelineTask:
         """`task` with its image and resources; see `components.placement.place`."""
-        return place(task, stage, self.profile, self.images, name=name, cached=cached)
+        return place(task, stage, self.profile, self.images, name=name, cached=cached and self.content_keyed)
 
     def truth(self, split: Any) -> dict[str, Any]:
         """The `world` argument of a judging stage: a rendered split, for a profile whose judges know the truth."""
         return {"world": split} if self.profile.world else {}
 
 
-def adapt_shard(put: Placement) -> BaseComponent:
-    """The nested pipeline from collected feedback to promoted adapters, for one shard of environments."""
+def adapt_shard(put: Placement, own_store: bool = False) -> BaseComponent:
+    """The nested pipeline from collected feedback to promoted adapters, for one shard of environments.
+
+    `own_store` says that nobody else moves the champions of the store, so that the gate's verdict may be kept.
+    """
 
     @dsl.pipeline(name="adapt-shard", description="Mine, train, hold against the champion, promote.")
     def adapt(
@@ -69,18 +77,11 @@ def adapt_shard(put: Placement) -> BaseComponent:
         profile: str,
         seed: int,
     ) -> Adapted:
-        shared = {"shard": shard, "profile": profile, "seed": seed, **put.truth(gate_questions)}
+        shared = {"shard": shard, "profile": profile, "seed": seed}
         candidates = {"rollouts": rollouts, "segments": segments}
         pairs = preference_mining(**shared, **candidates, feedback=feedback, judgements=judgements)
         put(pairs, "preference_mining", "mine")
-        trained = phase_two_dpo(
-            shard=shard,
-            profile=profile,
-            seed=seed,
-            **candidates,
-            preferences=pairs.outputs["preferences"],
-            policy=policy,
-        )
+        trained = phase_two_dpo(**shared, **candidates, preferences=pairs.outputs["preferences"], policy=policy)
         put(trained, "phase_two_dpo", "adapt")
         judged = gate(
             **shared,
@@ -91,12 +92,11 @@ def adapt_shard(put: Placement) -> BaseComponent:
             questions=gate_questions,
             feedback=feedback,
             store=store,
+            **put.truth(gate_questions),
         )
-        put(judged, "streaming_eval", "gate")
+        put(judged, "streaming_eval", "gate", cached=own_store)
         promoted = promotion(
-            shard=shard,
-            profile=profile,
-            seed=seed,
+            **shared,
             adapters=trained.outputs["adapters"],
             verdicts=judged.outputs["verdicts"],
             preferences=pairs.outputs["preferences"],
@@ -130,17 +130,7 @@ def judged_candidates(
     return rollouts, put(scored, "judge_scoring").outputs["judgements"]
 
 
-def record(
-    put: Placement,
-    night: Any,
-    segments: Any,
-    policy: Any,
-    rollouts: Any,
-    judgements: Any,
-    profile: Any,
-    seed: Any,
-) -> dsl.PipelineTask:
-    """The record of a run whose shards ended in the lists of `night`."""
+def record(put: Placement, night: Any, profile: Any, seed: Any, **shared: Any) -> dsl.PipelineTask:
+    """The record of a run whose shards ended in the lists of `night`; `shared` are the artifacts that all of them used."""
     lists = {name: night.outputs[name] for name in ("feedback", "preferences", "adapters", "verdicts", "outcomes")}
-    shared = {"segments": segments, "policy": policy, "rollouts": rollouts, "judgements": judgements}
     return put(lineage_record(**shared, **lists, profile=profile, seed=seed), "lineage_record")

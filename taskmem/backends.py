@@ -8,13 +8,14 @@ from taskmem.agent import Answerer
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.evaluation.protocols import Evidence, FactChecker, Grader
-from taskmem.judge.protocols import Judges
+from taskmem.judge.protocols import HelpfulnessJudge, Judges
 from taskmem.world.evidence import WorldEvidence
 from taskmem.world.judges import (
     StrongModel,
     WorldAnswerer,
     WorldFactChecker,
     WorldGrader,
+    WorldHelpfulness,
     WorldTruth,
     world_judges,
 )
@@ -32,15 +33,26 @@ class Backends:
     strong: Callable[[int], Callable[[str, int], str]]
 
 
+def helpfulness_judge(profile: Profile) -> HelpfulnessJudge:
+    """The judge of preference mining, which sees memories and questions and never an answer; UserError as `backends_for`."""
+    if profile.world is None:
+        raise _no_world(profile)
+    return WorldHelpfulness()
+
+
+def _no_world(profile: Profile) -> UserError:
+    return UserError(
+        f"profile {profile.name}: has no embedded world and no judge endpoint yet; use --profile miniature"
+    )
+
+
 def backends_for(profile: Profile, world: Path | None) -> Backends:
     """The back ends of a profile. `world` is the folder that `taskmem world render` wrote, for a profile with a world.
 
     Raises UserError where the profile has no world, or the folder holds no truth.
     """
     if profile.world is None:
-        raise UserError(
-            f"profile {profile.name}: has no embedded world and no judge endpoint yet; use --profile miniature"
-        )
+        raise _no_world(profile)
     # all splits, or one of them
     truths = sorted([*world.glob("truth.jsonl"), *world.glob("[!.]*/truth.jsonl")]) if world else []
     if not truths:

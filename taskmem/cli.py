@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 from taskmem.config import Profile, load_profile, profile_names
 from taskmem.errors import UserError
 from taskmem.records import one_line
+from taskmem.store.locks import acquire, release
 
 if TYPE_CHECKING:
     from taskmem.backends import Backends
@@ -76,13 +77,13 @@ def loop(
     from taskmem.loop.results import differences_table, results_table
 
     run_loop = Loop(out, base or shipped_base(), load_profile(profile), seed, StageDisplay(console), videos)
-    fresh(out, resume, ".stages")
+    _fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
         console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(results_table(results))
     console.print(differences_table(results))
-    console.print(f"{out / 'results.json'}", highlight=False)
+    console.print(f"{out / 'results.json'}", highlight=False, markup=False)
 
 
 @app.command()
@@ -117,10 +118,10 @@ def phase_one(
 
     settings = load_profile(profile)
     ends = _backends(settings, world)
-    fresh(out, resume, "run.json")
+    _fresh(out, resume, "run.json")
     with _stage("phase-one") as progress:
         stage(segments, policy, development, questions, ends, settings, seed, out, progress)
-    console.print(f"{out / 'policy'}", highlight=False)
+    console.print(f"{out / 'policy'}", highlight=False, markup=False)
 
 
 @app.command()
@@ -136,7 +137,7 @@ def rollouts(
 
     with _stage("rollouts") as progress:
         rollout_cache(segments, policy, load_profile(profile), seed, out, progress)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @app.command()
@@ -153,7 +154,7 @@ def score(
     settings = load_profile(profile)
     with _stage("score") as progress:
         judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @app.command()
@@ -170,7 +171,7 @@ def collect(
     from taskmem.stages.collect import feedback_collection
 
     feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @app.command()
@@ -181,17 +182,17 @@ def mine(
     questions: Annotated[Path, typer.Option("--questions", help="Folder that `taskmem collect` wrote.")],
     environment: Annotated[str, typer.Option("--environment", help="Whose questions to mine with.")],
     out: Out,
-    world: World = None,
     profile: ProfileName = MINIATURE,
     seed: Seed = 0,
 ) -> None:
     """Compare candidates under an environment's recent questions and select preference pairs."""
+    from taskmem.backends import helpfulness_judge
     from taskmem.stages.mining import preference_mining
 
     settings = load_profile(profile)
-    ends = _backends(settings, world)
-    preference_mining(rollouts, judgements, segments, questions, environment, ends, settings, seed, out)
-    console.print(f"{out}", highlight=False)
+    judge = helpfulness_judge(settings)
+    preference_mining(rollouts, judgements, segments, questions, environment, judge, settings, seed, out)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @app.command("phase-two")
@@ -212,7 +213,7 @@ def phase_two(
         raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
     with _stage("phase-two") as progress:
         stage(preferences, rollouts, segments, policy, name, load_profile(profile), seed, out, progress)
-    console.print(f"{out / name}", highlight=False)
+    console.print(f"{out / name}", highlight=False, markup=False)
 
 
 @app.command()
@@ -291,7 +292,7 @@ def report(
     from taskmem.loop.report import loop_report
 
     loop_report(run, load_profile(profile), out)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @world_app.command("render")
@@ -305,7 +306,7 @@ def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> 
     for split in SPLITS:
         with _stage(f"render {split}") as progress:
             render_split(out / split, split, settings.world, seed, progress)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
 @world_app.command("pretrain")
@@ -318,10 +319,10 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
         precision = pretraining.run()
         pretraining.save(out, precision)
     console.print("  ".join(f"{kind} {value:.3f}" for kind, value in precision.items()), highlight=False)
-    console.print(f"{out}", highlight=False)
+    console.print(f"{out}", highlight=False, markup=False)
 
 
-def fresh(out: Path, resume: bool, sign: str) -> None:
+def _fresh(out: Path, resume: bool, sign: str) -> None:
     """Remove the results of an earlier run, known by the `sign` it left, where the user wants to start anew."""
     if resume or not out.exists():
         return
@@ -329,6 +330,10 @@ def fresh(out: Path, resume: bool, sign: str) -> None:
         raise UserError(
             f"{out}: not a folder of an earlier run ({sign} is missing); remove it yourself or give another --out"
         )
+    try:
+        release(acquire(out / ".lock", wait=False))
+    except BlockingIOError:
+        raise UserError(f"{out}: another run is writing there; wait for it or give another --out") from None
     shutil.rmtree(out)
 
 

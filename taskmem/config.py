@@ -190,10 +190,12 @@ class EvaluationSettings(Settings):
 class GateSettings(Settings):
     """What a challenger must show before it becomes champion; a fall is champion minus challenger."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)]  # one-sided, of the win test and of the gold questions' fall
-    least_wins: Count  # contexts that were decided for either side, below which nothing is promoted
-    least_streams: Count  # streams those come from
-    least_gold: Count  # held-out questions whose answer is known from elsewhere than the champion
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]  # one-sided, of the win test and of the gold questions' fall
+    # the floors under which nothing is promoted; none can be set so low that five questions promote
+    least_wins: Annotated[int, Field(ge=6)]  # contexts that the judge decided for either side
+    least_streams: Annotated[int, Field(ge=5)]  # streams in which one side is ahead
+    least_gold: Annotated[int, Field(ge=6)]  # held-out questions whose answer is known from elsewhere than the champion
+    focus: Share  # of the recent questions that a type needs so that its coverage is judged by gold alone
     format_fall: Share
     faithful_fall: Share
     non_redundant_fall: Share
@@ -230,8 +232,16 @@ class Profile(Settings):
     evaluation: EvaluationSettings
     adaptation: AdaptationSettings
     gate: GateSettings
-    cluster: ClusterSettings
+    cluster: ClusterSettings | None  # null in what travels to a stage: no stage decides where it runs
     world: WorldSettings | None = None
+
+    @model_validator(mode="after")
+    def _adaptable(self) -> Self:
+        if self.mining.recent_questions < self.adaptation.new_questions:
+            raise ValueError(
+                "mining.recent_questions must not be below adaptation.new_questions: none would ever be adapted"
+            )
+        return self
 
 
 class Deviation(Settings):

@@ -75,10 +75,11 @@ def _numbers(values: Mapping[str, Any]) -> Numbers:
     return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
 
 
-def _counts(outcomes: "Sequence[Outcome]") -> Numbers:
+def _counts(outcomes: "Sequence[Outcome]", stage: str | None = None) -> Numbers:
+    """How many environments ended in each status, in `stage` if one is given: what failed before is not its failure."""
     from taskmem.lineage.outcome import counts
 
-    return _numbers(counts(outcomes))
+    return _numbers(counts([o for o in outcomes if stage in (None, o.stage)]))
 
 
 @entry
@@ -181,7 +182,8 @@ def feedback_collection(shard: Mapping[str, Any], events: str, store: str, profi
     from taskmem.stages.shard import Shard
 
     settings = parse_profile(profile)
-    return _counts(collect_shard(Shard.parse(shard), Path(events), store, settings, Path(feedback)))
+    outcomes = collect_shard(Shard.parse(shard), Path(events), store, settings, Path(feedback))
+    return _counts(outcomes, "feedback_collection")
 
 
 @entry
@@ -191,20 +193,20 @@ def preference_mining(
     rollouts: str,
     judgements: str,
     segments: str,
-    world: str | None,
     profile: str,
     seed: int,
     preferences: str,
 ) -> Numbers:
     """Mine each environment's preference pairs."""
+    from taskmem.backends import helpfulness_judge
     from taskmem.stages.nightly import Learning, mine_shard
     from taskmem.stages.shard import Shard
 
     settings = parse_profile(profile)
     learning = Learning(Path(feedback), Path(rollouts), Path(judgements), Path(segments))
-    ends = _backends(settings, world)
-    outcomes = mine_shard(Shard.parse(shard), learning, ends, settings, seed, Path(preferences), progress_lines())
-    return _counts(outcomes)
+    judge = helpfulness_judge(settings)
+    outcomes = mine_shard(Shard.parse(shard), learning, judge, settings, seed, Path(preferences), progress_lines())
+    return _counts(outcomes, "preference_mining")
 
 
 @entry
@@ -224,7 +226,8 @@ def phase_two_dpo(
 
     paths = (Path(preferences), Path(rollouts), Path(segments), Path(policy))
     settings = parse_profile(profile)
-    return _counts(train_shard(Shard.parse(shard), *paths, settings, seed, Path(adapters), progress_lines()))
+    outcomes = train_shard(Shard.parse(shard), *paths, settings, seed, Path(adapters), progress_lines())
+    return _counts(outcomes, "phase_two_dpo")
 
 
 @entry
@@ -248,7 +251,10 @@ def streaming_eval(
 
     settings = parse_profile(profile)
     ends = _backends(settings, world)
-    spec = Shard.parse(shard).only
+    parsed = Shard.parse(shard)
+    spec = parsed.only
+    if spec is None and (adapters or feedback):
+        raise UserError(f"shard {parsed.name}: names no environment whose adapter or questions to use")
     adapter = ready(Path(adapters), spec) if adapters and spec else None
     task = recent_task_prompt(ready(Path(feedback), spec), spec.environment, settings) if feedback and spec else None
     asked, out = Path(questions) / QUESTIONS, Path(evaluation)
@@ -297,7 +303,7 @@ def gate(
     )
     ends = _backends(settings, world)
     outcomes = gate_shard(Shard.parse(shard), paths, store, ends, settings, seed, Path(verdicts), progress_lines())
-    return _counts(outcomes)
+    return _counts(outcomes, "gate")
 
 
 @entry
@@ -317,9 +323,9 @@ def promotion(
     from taskmem.stages.shard import Shard
 
     paths = (Path(adapters), Path(verdicts), Path(preferences), Path(feedback))
-    return _counts(
-        promote_shard(Shard.parse(shard), *paths, store, parse_profile(profile), _image(), seed, Path(outcomes))
-    )
+    settings = parse_profile(profile)
+    ended = promote_shard(Shard.parse(shard), *paths, store, settings, _image(), seed, Path(outcomes))
+    return _counts(ended, "promotion")
 
 
 @entry

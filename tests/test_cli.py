@@ -119,7 +119,6 @@ def test_every_command_writes_to_out(words: tuple[str, ...]) -> None:
         ("score nowhere --segments s --out out --profile qwen3-vl-30b", "has no embedded world"),
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
-        ("mine j --rollouts r --segments s --questions q --environment e --out out --world empty", "empty: no"),
         ("phase-two nowhere --policy p --rollouts r --segments s --out out", "r/rollouts.jsonl: cannot be read"),
         ("evaluate nowhere --policy p --questions q --out out --world empty", "empty: no truth.jsonl there"),
         ("world render --out out --profile qwen3-vl-30b", "profile qwen3-vl-30b: has no world to render"),

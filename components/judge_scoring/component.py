@@ -20,7 +20,8 @@ def judge_scoring(
     """
     from taskmem.entry import judge_scoring as stage
 
-    for name, value in stage(
-        rollouts.path, segments.path, world.path if world else None, profile, judgements.path
-    ).items():
+    numbers = stage(rollouts.path, segments.path, world.path if world else None, profile, judgements.path)
+    # what was left unscored tonight is to be tried again
+    judgements.metadata["failed"] = numbers["unscored"]
+    for name, value in numbers.items():
         metrics.log_metric(name, value)

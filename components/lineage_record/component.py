@@ -10,6 +10,10 @@ from components.base import component
 @component
 def lineage_record(
     segments: Input[Dataset],
+    events: Input[Dataset],
+    gate_segments: Input[Dataset],
+    gate_questions: Input[Dataset],
+    champion: Input[Dataset],
     policy: Input[Model],
     rollouts: Input[Dataset],
     judgements: Input[Dataset],
@@ -27,7 +31,9 @@ def lineage_record(
     """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments."""
     from taskmem.entry import lineage_record as stage
 
-    shared = {"segments": segments, "policy": policy, "rollouts": rollouts, "judgements": judgements}
+    gate = {"gate_segments": gate_segments, "gate_questions": gate_questions, "champion": champion}
+    used_by_all = {"segments": segments, "events": events, "policy": policy}
+    shared = {**used_by_all, **gate, "rollouts": rollouts, "judgements": judgements}
     sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
     used = {name: [artifact.path] for name, artifact in shared.items()}
     used |= {name: [artifact.path for artifact in artifacts] for name, artifacts in sharded.items()}

@@ -16,12 +16,11 @@ def preference_mining(
     seed: int,
     preferences: Output[Dataset],
     metrics: Output[Metrics],
-    world: Input[Dataset] = None,
 ) -> None:
     """Write <name>/preferences.jsonl and comparisons.jsonl for each environment, and outcomes.jsonl."""
     from taskmem.entry import preference_mining as stage
 
-    paths = (feedback.path, rollouts.path, judgements.path, segments.path, world.path if world else None)
+    paths = (feedback.path, rollouts.path, judgements.path, segments.path)
     numbers = stage(shard, *paths, profile, seed, preferences.path)
     preferences.metadata["failed"] = numbers["failed"]
     for name, value in numbers.items():

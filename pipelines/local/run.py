@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kfp import local
-from kfp.dsl import Artifact
+from kfp.dsl import Artifact, Metrics
 from kfp.dsl.graph_component import GraphComponent
 from kfp.local import config, executor_input_utils, subprocess_task_handler
 from kfp.local.orchestrator import task_executor
@@ -38,7 +38,8 @@ from taskmem.records import one_line
 from taskmem.store.locks import acquire, release
 
 MARK = ".pipeline-runs"
-FOLDERS = ("cache", "logs", "runs", "work")
+LOCK = ".lock"
+FOLDERS = ("cache", "logs", "runs", "store", "work")
 SHOWN_LINES = 15
 _FAILED: tuple[dict[str, Any], Status] = ({}, Status.FAILURE)
 
@@ -61,8 +62,9 @@ class StageResult:
 
     @property
     def failed(self) -> int:
-        """How many parts of its work the stage says failed, in the metadata `failed` of its artifacts."""
-        numbers = [v.metadata.get("failed", 0) for v in self.outputs.values() if isinstance(v, Artifact)]
+        """How many parts of its work the stage says failed, in the metadata `failed` of its artifacts; metrics repeat it."""
+        artifacts = [v for v in self.outputs.values() if isinstance(v, Artifact) and not isinstance(v, Metrics)]
+        numbers = [artifact.metadata.get("failed", 0) for artifact in artifacts]
         return sum(int(number) for number in numbers)
 
 
@@ -89,33 +91,37 @@ class _Attempt:
     ended: Ended | None = None
 
 
-def run_pipeline(pipeline: GraphComponent, arguments: Mapping[str, Any], out: Path, display: StageDisplay) -> Finished:
+def run_pipeline(
+    pipeline: GraphComponent, arguments: Mapping[str, Any], out: Path, display: StageDisplay, *, resume: bool = True
+) -> Finished:
     """Run `pipeline` on this machine; a stage whose code and inputs `out` has seen before is not run again.
 
-    `out` gets cache/ (one entry per finished stage), runs/ (artifacts; those of no entry are removed when the next run starts)
-    and logs/ (<stage>.log, kubeflow.log). A stage reports progress with lines `::progress DONE/TOTAL`. One whose artifacts have
-    metadata `failed` above zero is not kept in the cache. Interrupted or killed, the same call goes on with what is missing.
-    Raises StageFailedError if a stage fails, UserError if `out` is in use or somebody else's.
+    `out` must be new, empty or of an earlier run; `resume` says whether that one is gone on with or removed. It gets cache/ (one
+    entry per finished stage), runs/ (artifacts; those of no entry are removed when the next run starts), logs/ (<stage>.log,
+    kubeflow.log) and store/, free for an object store of the pipeline's. A stage reports progress with lines `::progress
+    DONE/TOTAL`. One whose artifacts have metadata `failed` above zero is not kept in the cache. Interrupted or killed, the same
+    call goes on with what is missing. Raises StageFailedError if a stage fails, UserError if `out` is in use or somebody else's.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
-        lock = acquire(out / ".lock", wait=False)
+        lock = acquire(out / LOCK, wait=False)
     except BlockingIOError:
         raise UserError(f"{out}: another run is writing there; wait for it or give another --out") from None
     try:
-        _claim(out)
+        _claim(out, resume)
         return _Run(pipeline, out, display).run(arguments)
     finally:
         release(lock)
 
 
-def _claim(out: Path) -> None:
+def _claim(out: Path, resume: bool) -> None:
     """Take possession of `out`, where unneeded files of ours will be removed."""
-    foreign = [name for name in FOLDERS if (out / name).exists()]
+    foreign = sorted(path for path in out.iterdir() if path.name != LOCK)
     if foreign and not (out / MARK).exists():
-        raise UserError(f"{out / foreign[0]}: no pipeline run made it; give another --out")
+        raise UserError(f"{foreign[0]}: no pipeline run made it; give an empty folder or another --out")
     (out / MARK).touch()
-    shutil.rmtree(out / "work", ignore_errors=True)
+    for name in ("work",) if resume else FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
     for name in FOLDERS:
         (out / name).mkdir(exist_ok=True)
     sweep(out / "cache")
@@ -150,6 +156,8 @@ class _Run:
             raise
         finally:
             shutil.rmtree(self._out / "work", ignore_errors=True)
+        if self._failures:
+            raise self._failures[0]
         self._cache.forget_unused()
         return Finished(outputs, dict(self._stages))
 

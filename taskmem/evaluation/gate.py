@@ -244,7 +244,8 @@ def _win_test(contexts: Sequence[GatedContext], gate: GateSettings) -> Wins:
         losses=counts["champion"],
         ties=counts["tie"],
         by_grammar=sum(c.decided_by == "grammar" and c.outcome != "tie" for c in contexts),
-        streams=len(nets),
+        # a stream of net zero changes nothing in the test
+        streams=sum(net != 0 for net in nets.values()),
         least_wins=gate.least_wins,
         least_streams=gate.least_streams,
         p_value=p_value,
@@ -322,9 +323,9 @@ def _judge_failures(unscored: Unscored) -> Iterable[str]:
 
 
 def _no_win(test: Wins, confidence: float) -> Iterable[str]:
-    decided = test.wins + test.losses
-    if decided < test.least_wins:
-        yield f"too little evidence: {decided} contexts were decided for a side, fewer than {test.least_wins}"
+    judged = test.wins + test.losses - test.by_grammar
+    if judged < test.least_wins:
+        yield f"too little evidence: the judge decided {judged} contexts for a side, fewer than {test.least_wins}"
     if test.streams < test.least_streams:
         yield f"too little evidence: decided contexts come from {test.streams} streams, fewer than {test.least_streams}"
     if not test.passed:

@@ -1,9 +1,12 @@
 """The record of a run: the digest of all it was made of, and what became of every environment."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taskmem.config import Profile
+from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tree
 from taskmem.lineage.code import commit
 from taskmem.lineage.outcome import OUTCOMES, Outcome
@@ -25,6 +28,8 @@ def write_lineage(
 
     `artifacts` holds the folders of each kind; a digest is that of the files below, whatever they are called.
     """
+    if absent := [path for paths in artifacts.values() for path in paths if not path.exists()]:
+        raise UserError(f"{absent[0]}: not there, so it cannot be recorded; run the stage that writes it")
     ordered = sorted(outcomes, key=lambda o: (o.environment, o.name))
     record = {
         "schema": 1,
@@ -48,4 +53,5 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _cell(text: str) -> str:
-    return one_line(text).replace("|", "\\|")
+    """Text as text: reasons quote what others sent, and the table is shown as a page."""
+    return re.sub(r"([\\`*_{}\[\]|#!~])", r"\\\1", html.escape(one_line(text), quote=False))

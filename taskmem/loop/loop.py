@@ -184,7 +184,7 @@ class Loop:
                 film.folder,
                 learning.feedback.folder,
                 environment,
-                self._backends,
+                self._backends.judges.helpfulness,
                 self._profile,
                 self._seed,
                 out,

@@ -85,8 +85,7 @@ def _outcomes(shard: Path) -> list[Outcome]:
 
 
 def _recent(feedback: Path, task: str) -> tuple[Question, ...]:
-    known = {o.name: o for o in _outcomes(feedback) if o.environment == task}
-    ready = [name for name, outcome in known.items() if outcome.status == "ready"]
+    ready = [o.name for o in _outcomes(feedback) if o.environment == task and o.status == "ready"]
     return read_collection(feedback / ready[0]).questions.get(task, ()) if ready else ()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from taskmem.config import EvaluationSettings, Profile
 from taskmem.errors import UserError
@@ -113,7 +114,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(name, no_wrap=True)
     table.add_column("reason")
     for outcome in outcomes:
-        table.add_row(outcome.environment, outcome.name, outcome.status, outcome.reason)
+        table.add_row(outcome.environment, outcome.name, outcome.status, Text(outcome.reason))
     return table
 
 

@@ -6,6 +6,7 @@ digest; a partial folder of the same key is handed to the stage again, so that i
 """
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,6 +20,10 @@ from taskmem.progress import Progress
 from taskmem.records import read_json, write_json
 
 Work = Callable[[Path, Progress], None]
+STANDS_ON = (
+    *("torch", "torchvision", "transformers", "tokenizers", "accelerate", "datasets", "trl", "peft"),
+    *("av", "numpy", "pydantic", "jinja2"),
+)
 
 
 class Display(Protocol):
@@ -43,10 +48,11 @@ class Done:
 
 
 def code_digest() -> str:
-    """Digest of the library's own source and the versions it stands on: a stage is redone when the code has changed."""
-    versions = [metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "av", "numpy")]
+    """Digest of the library's own files and the versions it stands on: a stage is redone when the code has changed."""
+    versions = [sys.version, *(metadata.version(name) for name in STANDS_ON)]
     with resources.as_file(resources.files("taskmem")) as root:
-        return sha256_bytes(canonical_json([sha256_tree(root, root.rglob("*.py")), versions]))
+        files = [path for kind in ("*.py", "*.html", "*.css") for path in root.rglob(kind)]
+        return sha256_bytes(canonical_json([sha256_tree(root, files), versions]))
 
 
 class Runner:

@@ -11,6 +11,8 @@ from taskmem.config import PolicySettings
 from taskmem.records import Context, Question
 
 Message = dict[str, Any]
+PROMPT_VERSION = 1
+"""Raised when the same context is rendered otherwise: candidates sampled under another version are not used again."""
 
 
 def clock(seconds: float) -> str:

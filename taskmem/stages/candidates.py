@@ -5,7 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from taskmem.config import Profile
+from taskmem.errors import UserError
 from taskmem.files import canonical_json, sha256_bytes
+from taskmem.policy.renderer import PROMPT_VERSION
 from taskmem.policy.rollout_cache import build_rollouts
 from taskmem.progress import Progress, silent
 from taskmem.records import Rollouts, dump_record, parse_line, write_records
@@ -29,7 +31,7 @@ def rollout_cache(
     """
     film = footage(segments, profile)
     frozen = load_policy(policy, profile, film.frames_of)
-    sampling = canonical_json([profile.policy.model_dump(mode="json"), profile.mining.candidates, seed])
+    sampling = canonical_json([PROMPT_VERSION, profile.policy.model_dump(mode="json"), profile.mining.candidates, seed])
     kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else {}
     cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress, kept)
     write_records(out / ROLLOUTS, cached)
@@ -47,7 +49,12 @@ class StoredRollouts(MutableMapping[str, Rollouts]):
             data = self._store.get(self._key(context)).data
         except KeyMissing:
             raise KeyError(context) from None
-        return parse_line(data.decode(), Rollouts, self._key(context))
+        rollouts = parse_line(data.decode(), Rollouts, self._key(context))
+        if rollouts.context != context:
+            raise UserError(
+                f"{self._key(context)}: holds the candidates of context {rollouts.context}; delete the object"
+            )
+        return rollouts
 
     def __setitem__(self, context: str, rollouts: Rollouts) -> None:
         # another job may have sampled the same context: the first one's candidates stay

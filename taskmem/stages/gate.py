@@ -76,6 +76,10 @@ def weigh(
         raise UserError(f"{feedback}: no questions of environment {environment}; it has those of: {known}")
     film = footage(segments, profile).segments
     held_out = questions_about(questions, film)
+    if shared := sorted({q.stream for q in recent[environment]} & {s.stream for s in film}):
+        raise UserError(
+            f"{segments}: people asked about stream {shared[0]} of it; the gate needs streams that nothing was mined from"
+        )
     arms = [_memories(arm, film) for arm in (champion, challenger)]
     graded = [_answers(arm, held_out) for arm in (champion, challenger)]
     contexts: list[GatedContext] = []
@@ -89,7 +93,7 @@ def weigh(
         contexts=contexts,
         champion=graded[0],
         challenger=graded[1],
-        asked={question.type for question in recent[environment]},
+        asked=_focus(recent[environment], profile.gate.focus),
         gold={_key(q) for q in held_out if q.environment == environment and q.origin in GOLD},
     )
 
@@ -116,6 +120,12 @@ class _Comparison:
     first_order: Outcome | None = None
     second_order: Outcome | None = None
     questions: tuple[str, ...] = ()
+
+
+def _focus(recent: Sequence[Question], least: float) -> set[str]:
+    """The types that make up a share of at least `least` of the recent questions: one stray question lifts no bound."""
+    counts = Counter(question.type for question in recent)
+    return {kind for kind, count in counts.items() if count >= least * len(recent)}
 
 
 def _key(question: Question) -> QuestionKey:

@@ -5,16 +5,26 @@ from pathlib import Path
 
 from taskmem.backends import Backends
 from taskmem.config import Profile
-from taskmem.files import sha256_tree
+from taskmem.errors import UserError
+from taskmem.files import atomic_write, sha256_file, sha256_tree
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Progress, silent
-from taskmem.records import write_json
-from taskmem.registry import champion, fetch
-from taskmem.stages.gate import gate
+from taskmem.records import Name, Record, Sha256, write_json
+from taskmem.registry import Pointer, champion, fetch, read_manifest, read_verdict
+from taskmem.stages.gate import VERDICT, gate
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
 from taskmem.store import Store, open_store
 
 HELD = "held.json"
+
+
+class Held(Record):
+    """What a verdict is about: digests of policy and challenger, and the champion's pointer at that time."""
+
+    environment: Name
+    policy: Sha256
+    challenger: Sha256
+    champion: Pointer | None
 
 
 @dataclass(frozen=True)
@@ -39,42 +49,48 @@ def gate_shard(
     out: Path,
     progress: Progress = silent,
 ) -> list[Outcome]:
-    """Write `out`/<name>/verdict.json for each environment, and held.json: the policy's digest, and the champion's
-    pointer that was held against.
+    """Write `out`/<name>/verdict.json for each environment, and held.json: what was held against what.
 
-    A champion that was trained on another policy does not count: its environment runs on the policy without adapter.
+    A champion that was trained on another policy does not count: its environment runs on the policy without adapter. A
+    challenger that is champion already keeps the verdict that made it so. An environment fails if the judges left too many
+    contexts unscored: its feedback is kept for another night.
     """
-    registry = open_store(store)
+    registry, policy = open_store(store), sha256_tree(inputs.policy)
 
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
         if spec.control:
             raise SkipError("a control is never promoted")
-        challenger = ready(inputs.adapters, spec)
+        challenger, feedback = ready(inputs.adapters, spec), ready(inputs.feedback, spec)
+        pointer = champion(registry, spec.environment)
+        if pointer is not None and pointer.policy != policy:
+            pointer = None
+        held = Held(
+            environment=spec.environment,
+            policy=policy,
+            challenger=sha256_tree(challenger),
+            champion=champion(registry, spec.environment),
+        )
+        write_json(folder / HELD, held.model_dump(mode="json"))
+        if pointer is not None and _is_champion(registry, pointer, challenger):
+            atomic_write(folder / VERDICT, read_verdict(registry, spec.environment, pointer.verdict))
+            return
         _evaluate(challenger, inputs, backends, settings, seed, folder / "challenger")
-        present = _champion(registry, spec.environment, inputs, backends, settings, seed, folder)
-        arms = (present, folder / "challenger", inputs.segments, inputs.questions, ready(inputs.feedback, spec))
-        gate(*arms, spec.environment, backends, settings, seed, folder)
+        present = inputs.evaluation
+        if pointer is not None:
+            fetch(registry, spec.environment, pointer.version, folder / pointer.name)
+            present = folder / "champion"
+            _evaluate(folder / pointer.name, inputs, backends, settings, seed, present)
+        arms = (present, folder / "challenger", inputs.segments, inputs.questions, feedback)
+        verdict = gate(*arms, spec.environment, backends, settings, seed, folder)
+        if not verdict.unscored.passed:
+            raise UserError(f"{verdict.reasons[0]}; mend the judge and run the night again")
 
     return run_shard("gate", shard, profile, inputs.adapters, out, work, progress)
 
 
-def _champion(
-    registry: Store,
-    environment: str,
-    inputs: GateInputs,
-    backends: Backends,
-    profile: Profile,
-    seed: int,
-    folder: Path,
-) -> Path:
-    """The evaluation of what the environment runs on now."""
-    pointer, policy = champion(registry, environment), sha256_tree(inputs.policy)
-    write_json(folder / HELD, {"policy": policy, "champion": pointer.model_dump(mode="json") if pointer else None})
-    if pointer is None or pointer.policy != policy:
-        return inputs.evaluation
-    fetch(registry, environment, pointer.version, folder / "adapter")
-    _evaluate(folder / "adapter", inputs, backends, profile, seed, folder / "champion")
-    return folder / "champion"
+def _is_champion(registry: Store, pointer: Pointer, challenger: Path) -> bool:
+    files = read_manifest(registry, pointer.environment, pointer.version).files.by_name()
+    return all(sha256_file(challenger / name) == digest for name, digest in files.items())
 
 
 def _evaluate(adapter: Path, inputs: GateInputs, backends: Backends, profile: Profile, seed: int, out: Path) -> None:

@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.feedback import read_collection
+from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.preferences import mine, mined_candidates, random_pairs
 from taskmem.records import Judgement, Preference, Rollouts, read_records, write_json, write_records
 from taskmem.stages.common import COMPARISONS, JUDGEMENTS, PREFERENCES, ROLLOUTS, SUMMARY, contexts_of, footage
@@ -18,7 +18,7 @@ def preference_mining(
     segments: Path,
     feedback: Path,
     environment: str,
-    backends: Backends,
+    judge: HelpfulnessJudge,
     profile: Profile,
     seed: int,
     out: Path,
@@ -39,7 +39,7 @@ def preference_mining(
         cached,
         read_records(judgements / JUDGEMENTS, Judgement),
         collection.questions[environment],
-        backends.judges.helpfulness,
+        judge,
         profile.mining,
         seed,
         sources=collection.sources[environment],

@@ -3,20 +3,22 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.feedback import log_path
+from taskmem.feedback import Collection, log_path
 from taskmem.feedback.collection import Watermark
+from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Progress, silent
-from taskmem.records import read_json
+from taskmem.records import read_json, write_json
 from taskmem.registry import watermark
 from taskmem.stages.collect import collect_environment
 from taskmem.stages.common import SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
 from taskmem.store import open_store
+
+SINCE = "since.json"
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,29 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
         if not log_path(events, spec.environment).exists():
             raise SkipError("no feedback yet")
         known = watermark(registry, spec.environment) if registry else None
+        write_json(folder / SINCE, known)
         since = Watermark.model_validate(known) if known else None
         new = collect_environment(events, spec.environment, since, settings, folder)
         asked = len(new.questions.get(spec.environment, ()))
         if asked < settings.adaptation.new_questions:
-            refused = f"; {len(new.refused)} lines refused, the first {new.refused[0].file}: {new.refused[0].reason}"
-            raise SkipError(
-                f"too little feedback: {asked} questions {'since the last adaptation' if since else 'in all'}, needs "
-                f"{settings.adaptation.new_questions}{refused if new.refused else ''}"
-            )
+            when = "since the last adaptation" if since else "in all"
+            needed = settings.adaptation.new_questions
+            raise SkipError(f"too little feedback: {asked} questions {when}, needs {needed}{_refusals(new)}")
 
     return run_shard("feedback_collection", shard, profile, None, out, work)
+
+
+def _refusals(collected: Collection) -> str:
+    if not collected.refused:
+        return ""
+    first = collected.refused[0]
+    return f"; {len(collected.refused)} lines refused, the first {first.file}: {first.reason}"
 
 
 def mine_shard(
     shard: Shard,
     learning: Learning,
-    backends: Backends,
+    judge: HelpfulnessJudge,
     profile: Profile,
     seed: int,
     out: Path,
@@ -77,7 +85,7 @@ def mine_shard(
         feedback = ready(learning.feedback, spec)
         mined = folder / "mined" if spec.pairs == "random" else folder
         paths = (learning.rollouts, learning.judgements, learning.segments, feedback)
-        preference_mining(*paths, spec.environment, backends, settings, seed, mined)
+        preference_mining(*paths, spec.environment, judge, settings, seed, mined)
         summary = read_json(mined / SUMMARY)
         asked = summary["comparisons"] + summary["failures"]
         if summary["failures"] > settings.gate.unscored * asked:
@@ -109,13 +117,12 @@ def train_shard(
 
     With `cache`, a folder that outlives the job, what one environment computed of a context serves all others.
     """
-    # the other two stages of this file run in images without torch
-    from taskmem.stages.adapt import phase_two  # noqa: PLC0415
-
     done = 0
 
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
         nonlocal done
+        # the other two stages of this file run in images without torch, and an idle shard needs none
+        from taskmem.stages.adapt import phase_two  # noqa: PLC0415
 
         def step(at: int, of: int) -> None:
             progress(done * of + at, len(shard.environments) * of)

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from taskmem.config import Profile
+from taskmem.errors import UserError
 from taskmem.evaluation.gate import Verdict
 from taskmem.feedback import read_collection
-from taskmem.files import canonical_json, sha256_bytes, sha256_file
+from taskmem.files import canonical_json, sha256_bytes, sha256_file, sha256_tree
 from taskmem.lineage.code import commit
 from taskmem.lineage.outcome import Outcome
 from taskmem.records import Comparison, Judge, Question, read_json, read_records
-from taskmem.registry import Pointer, Provenance, advance, champion, promote, publish, watermark
+from taskmem.registry import Provenance, WatermarkMovedError, advance, champion, promote, publish, watermark
 from taskmem.stages.common import COMPARISONS, PREFERENCES
 from taskmem.stages.gate import VERDICT
-from taskmem.stages.gating import HELD
+from taskmem.stages.gating import HELD, Held
+from taskmem.stages.nightly import SINCE
 from taskmem.stages.shard import EnvironmentSpec, Shard, ready, run_shard
 from taskmem.store import Store, open_store
 
@@ -42,12 +44,13 @@ def promote_shard(
         del settings
         document = (ready(verdicts, spec) / VERDICT).read_bytes()
         verdict = Verdict.model_validate_json(document)
-        policy, before = _held(ready(verdicts, spec) / HELD)
-        provenance = _provenance(ready(preferences, spec), ready(feedback, spec), spec, policy, before, image, seed)
+        held = _held(ready(verdicts, spec) / HELD, verdict, spec, ready(adapters, spec))
+        _check_watermark(registry, spec.environment, ready(feedback, spec))
+        provenance = _provenance(ready(preferences, spec), ready(feedback, spec), spec, held, image, seed)
         version = _publish(registry, spec, ready(adapters, spec), provenance)
         status, reason = "kept", "; ".join(verdict.reasons)
         if verdict.promote:
-            promote(registry, spec.environment, version, before, document)
+            promote(registry, spec.environment, version, held.champion, document)
             status, reason = "promoted", _evidence(verdict)
         _advance(registry, spec.environment, ready(feedback, spec))
         now = champion(registry, spec.environment)
@@ -73,11 +76,12 @@ def _evidence(verdict: Verdict) -> str:
     )
 
 
-def _held(path: Path) -> tuple[str, Pointer | None]:
-    """The policy's digest and the champion that the challenger was held against."""
-    held = read_json(path)
-    pointer = held["champion"]
-    return held["policy"], Pointer.model_validate_json(canonical_json(pointer)) if pointer else None
+def _held(path: Path, verdict: Verdict, spec: EnvironmentSpec, adapter: Path) -> Held:
+    """What the verdict is about; UserError if it is about another environment or other bytes than `adapter`."""
+    held = Held.model_validate_json(canonical_json(read_json(path)))
+    if held.challenger != sha256_tree(adapter) or {held.environment, verdict.environment} != {spec.environment}:
+        raise UserError(f"{path}: the verdict is about another adapter than {adapter}; run the gate again")
+    return held
 
 
 def _publish(registry: Store, spec: EnvironmentSpec, adapter: Path, provenance: Provenance) -> str:
@@ -87,14 +91,12 @@ def _publish(registry: Store, spec: EnvironmentSpec, adapter: Path, provenance: 
     return publish(registry, spec.environment, adapter, provenance, read_adapter).version
 
 
-def _provenance(
-    pairs: Path, feedback: Path, spec: EnvironmentSpec, policy: str, parent: Pointer | None, image: str, seed: int
-) -> Provenance:
+def _provenance(pairs: Path, feedback: Path, spec: EnvironmentSpec, held: Held, image: str, seed: int) -> Provenance:
     questions: tuple[Question, ...] = read_collection(feedback).questions[spec.environment]
     ids = [question.id for question in questions]
     return Provenance(
-        parent=parent.version if parent else None,
-        policy=policy,
+        parent=held.champion.version if held.champion else None,
+        policy=held.policy,
         pairs=sha256_file(pairs / PREFERENCES),
         feedback=sha256_bytes(canonical_json(ids)),
         feedback_count=len(ids),
@@ -112,10 +114,22 @@ def _judges(comparisons: Path) -> tuple[Judge, ...]:
     return tuple(known[key] for key in sorted(known))
 
 
+def _check_watermark(registry: Store, environment: str, feedback: Path) -> None:
+    """UserError if another run has used the environment's feedback since it was collected here."""
+    present = watermark(registry, environment)
+    if present not in (_since(feedback), _used(feedback)):
+        raise WatermarkMovedError(environment, present)
+
+
 def _advance(registry: Store, environment: str, feedback: Path) -> None:
-    """Move the watermark past what was collected; one that is there already, or further, stays."""
-    used = read_collection(feedback).watermark.model_dump(mode="json")
-    known = watermark(registry, environment)
-    if known is not None and int(known["offset"]) >= int(used["offset"]):
-        return
-    advance(registry, environment, used, known)
+    advance(registry, environment, _used(feedback), _since(feedback))
+
+
+def _since(feedback: Path) -> dict[str, int | str] | None:
+    since: dict[str, int | str] | None = read_json(feedback / SINCE)
+    return since
+
+
+def _used(feedback: Path) -> dict[str, int | str]:
+    used: dict[str, int | str] = read_collection(feedback).watermark.model_dump(mode="json")
+    return used

@@ -21,8 +21,8 @@ from taskmem.progress import Progress, silent
 from taskmem.records import Name, one_line, read_records, write_records
 from taskmem.settings import Settings
 
-PER_ENVIRONMENT = frozenset({"mining", "phase_two", "evaluation", "adaptation", "gate"})
-"""Sections of the profile that an environment may have its own of; the others decide what all of them share."""
+PER_ENVIRONMENT = frozenset({"mining", "phase_two", "evaluation", "adaptation"})
+"""Sections of the profile that an environment may have its own of: not what all of them share, nor the gate."""
 
 
 class EnvironmentSpec(Settings):
@@ -61,6 +61,8 @@ class Shard(Settings):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = [spec.name for spec in self.environments]
+        if OUTCOMES in names:
+            raise ValueError(f"no environment can be called {OUTCOMES}")
         if len(set(names)) != len(names):
             raise ValueError("an environment stands twice in the shard; give each adapter a name of its own")
         return self
@@ -109,7 +111,7 @@ def run_shard(
     for number, spec in enumerate(shard.environments):
         known = _earlier(earlier, spec)
         if known is not None and known.status != "ready":
-            outcomes.append(known.model_copy(update={"name": spec.name}))
+            outcomes.append(known)
         elif before is not None and known is None:
             outcomes.append(_outcome(spec, stage, "failed", f"{before}: nothing is known of this environment there"))
         else:
@@ -125,13 +127,11 @@ def ready(folder: Path, spec: EnvironmentSpec) -> Path:
     if outcome is None or outcome.status not in ("ready", "kept", "promoted"):
         why = f"{outcome.status} in {outcome.stage}: {outcome.reason}" if outcome else "it is not there"
         raise UserError(f"{folder}: nothing for {spec.name} ({why})")
-    return folder / outcome.name
+    return folder / spec.name
 
 
 def _earlier(outcomes: list[Outcome], spec: EnvironmentSpec) -> Outcome | None:
-    # what is collected for an environment serves every adapter made for it
-    named = [o for o in outcomes if o.name == spec.name]
-    return next(iter([*named, *(o for o in outcomes if o.environment == spec.environment)]), None)
+    return next((o for o in outcomes if (o.environment, o.name) == (spec.environment, spec.name)), None)
 
 
 def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, work: Work) -> Outcome:
@@ -147,7 +147,7 @@ def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, 
         outcome = _outcome(
             spec, stage, "failed", f"{type(error).__name__}: {error}; the traceback is in the stage's log"
         )
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     print(f"{outcome.name}: {outcome.status}: {outcome.reason}", file=sys.stderr)
     return outcome
 

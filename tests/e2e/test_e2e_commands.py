@@ -43,7 +43,7 @@ def hand(tmp_path_factory: pytest.TempPathFactory, profile: Path, finished: Run)
     # the logs of a deployment: people's questions depend on the streams, not on the policy that watched them
     feedback = run("collect", finished.out / "deployment" / "events", out="feedback")
     what = ("--rollouts", rollouts, "--segments", film)
-    asked = ("--questions", feedback, "--environment", ENVIRONMENT, "--world", world)
+    asked = ("--questions", feedback, "--environment", ENVIRONMENT)
     mined = run("mine", judged, *what, *asked, out="preferences")
     run("phase-two", mined, *what, "--policy", base, "--name", "mine", out="adapters")
     questions = ("--questions", world / "held_out" / "questions.jsonl")

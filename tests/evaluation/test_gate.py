@@ -22,6 +22,7 @@ GATE = GateSettings(
     least_wins=12,
     least_streams=6,
     least_gold=10,
+    focus=0.25,
     format_fall=0.1,
     faithful_fall=0.1,
     non_redundant_fall=0.1,
@@ -176,7 +177,7 @@ REFUSALS: list[tuple[str, dict[str, Any], GateSettings]] = [
         {"contexts": [*contexts(WIN), *FAILURES]},
         GATE,
     ),
-    ("too little evidence: 40 contexts were decided for a side, fewer than 41", {}, strict(least_wins=41)),
+    ("too little evidence: the judge decided 40 contexts for a side, fewer than 41", {}, strict(least_wins=41)),
     ("too little evidence: decided contexts come from 10 streams, fewer than 11", {}, strict(least_streams=11)),
     (
         r"the challenger does not win: 20 contexts won and 20 lost give p = 1.0000, more than 0.0500",

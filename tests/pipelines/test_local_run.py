@@ -89,7 +89,7 @@ def test_after_a_run_kfp_the_loggers_and_print_are_as_before(out: Path) -> None:
 
 def test_a_run_leaves_nothing_but_artifacts_cache_and_logs(text: Path, out: Path) -> None:
     run(two_stages, out, text=str(text))
-    assert sorted(path.name for path in out.iterdir()) == [".lock", ".pipeline-runs", "cache", "logs", "runs"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", ".pipeline-runs", "cache", "logs", "runs", "store"]
     run(two_stages, out, text=str(text))
     assert {path.name for path in (out / "runs").rglob("*") if path.is_file()} == {"text.txt"}
 
@@ -228,5 +228,5 @@ def test_a_folder_of_somebody_else_s_is_refused_and_left_alone(out: Path) -> Non
     (out / "runs" / "mine").mkdir(parents=True)
     error = run(retried_script, out, script=MAKE).error
     assert type(error) is UserError
-    assert str(error) == f"{out}/runs: no pipeline run made it; give another --out"
+    assert str(error) == f"{out}/runs: no pipeline run made it; give an empty folder or another --out"
     assert (out / "runs" / "mine").exists()

@@ -1,0 +1,241 @@
+"""The stages of a night for a shard: what is mined and trained, and why an environment is not."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from night_parts import NEEDED, Logs, brief, shard
+
+from taskmem.backends import backends_for, helpfulness_judge
+from taskmem.cli import shipped_base
+from taskmem.config import Profile, load_profile, override
+from taskmem.judge.protocols import HelpfulnessJudge, JudgeError, Position
+from taskmem.lineage.outcome import Outcome
+from taskmem.records import Comparison, Context, Preference, Question, read_records
+from taskmem.stages.adapt import phase_two
+from taskmem.stages.candidates import rollout_cache
+from taskmem.stages.judging import judge_scoring
+from taskmem.stages.mining import random_mining
+from taskmem.stages.nightly import Learning, collect_shard, mine_shard, train_shard
+from taskmem.stages.segmentation import segmentation
+from taskmem.world.splits import render_split
+
+
+class Recorder:
+    """Asks a judge, and remembers how many questions it was shown at a time."""
+
+    def __init__(self, judge: HelpfulnessJudge) -> None:
+        self.identity = judge.identity
+        self.shown: list[int] = []
+        self._judge = judge
+
+    def compare(self, context: Context, questions: Sequence[Question], first: str, second: str) -> Position:
+        assert all(question.answer is None for question in questions)
+        self.shown.append(len(questions))
+        return self._verdict(context, questions, first, second)
+
+    def _verdict(self, context: Context, questions: Sequence[Question], first: str, second: str) -> Position:
+        return self._judge.compare(context, questions, first, second)
+
+
+class Undecided(Recorder):
+    def _verdict(self, context: Context, questions: Sequence[Question], first: str, second: str) -> Position:
+        return "tie"
+
+
+class Failing(Recorder):
+    """Fails for good on one of the contexts, or on all."""
+
+    def __init__(self, judge: HelpfulnessJudge, context: str | None = None) -> None:
+        super().__init__(judge)
+        self._context = context
+
+    def _verdict(self, context: Context, questions: Sequence[Question], first: str, second: str) -> Position:
+        if self._context in (None, context.id):
+            raise JudgeError("the endpoint answered 503 four times")
+        return super()._verdict(context, questions, first, second)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Short streams, the shipped base's candidates with their judgements, and the feedback of three environments."""
+
+    root: Path
+    profile: Profile
+    judge: HelpfulnessJudge
+
+    @property
+    def learning(self) -> Learning:
+        return Learning(*(self.root / name for name in ("feedback", "rollouts", "judgements", "film")))
+
+    def mine(self, *environments: str | dict[str, Any], out: str = "pairs") -> list[Outcome]:
+        return mine_shard(shard(*environments), self.learning, self.judge, self.profile, 0, self.root / out)
+
+    def pairs(self, name: str, out: str = "pairs") -> list[Preference]:
+        return read_records(self.root / out / name / "preferences.jsonl", Preference)
+
+    def train(self, *environments: str | dict[str, Any], out: str = "adapters", **more: Any) -> list[Outcome]:
+        paths = (self.root / "pairs", self.root / "rollouts", self.root / "film", shipped_base())
+        return train_shard(shard(*environments), *paths, self.profile, 0, self.root / out, **more)
+
+    def adapter(self, name: str, out: str = "adapters") -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((self.root / out / name).iterdir())}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("site")
+    small = {"world": {"stream_segments": 4, "deployment": 3}, "mining": {"candidates": 6}, "phase_two": {"steps": 2}}
+    profile = override(load_profile("miniature"), small, "small")
+    assert profile.world is not None
+    render_split(root / "world", "deployment", profile.world, 0)
+    segmentation(root / "world" / "videos", profile, root / "film")
+    rollout_cache(root / "film", shipped_base(), profile, 0, root / "rollouts")
+    judge_scoring(root / "rollouts", root / "film", backends_for(profile, root / "world"), profile, root / "judgements")
+    logs = Logs(root, profile)
+    logs.ask("door", range(NEEDED))
+    logs.ask("room", range(NEEDED), type="room", text="which room was it at 00:01?")
+    logs.ask("weather", range(NEEDED), type="weather", text="will it rain?")
+    collect_shard(shard("door", "room", "weather", "quiet"), root / "events", "", profile, root / "feedback")
+    return Site(root, profile, helpfulness_judge(profile))
+
+
+@pytest.fixture
+def site(tmp_path: Path, prepared: Site) -> Site:
+    shutil.copytree(prepared.root, tmp_path, dirs_exist_ok=True)
+    return replace(prepared, root=tmp_path)
+
+
+def test_each_environment_has_the_pairs_that_its_own_questions_prefer(site: Site) -> None:
+    assert brief(site.mine("door", "room")) == [("door", "ready", ""), ("room", "ready", "")]
+    door, room = site.pairs("door"), site.pairs("room")
+    assert min(len(door), len(room)) >= 3
+    assert [(p.context, p.chosen, p.rejected) for p in door] != [(p.context, p.chosen, p.rejected) for p in room]
+    comparisons = read_records(site.root / "pairs" / "room" / "comparisons.jsonl", Comparison)
+    assert {len(comparison.questions) for comparison in comparisons} == {NEEDED}
+
+
+def test_questions_that_the_judge_cannot_judge_fail_their_environment_alone(site: Site) -> None:
+    weather, door = site.mine("weather", "door")
+    assert (weather.status, door.status) == ("failed", "ready")
+    asked = len(read_records(site.root / "pairs" / "door" / "comparisons.jsonl", Comparison))
+    assert weather.reason == (
+        f"the helpfulness judge failed {asked} of {asked} comparisons, the first: none of the questions is one of this "
+        "world's; mend the judge and run the night again"
+    )
+    assert not (site.root / "pairs" / "weather").exists()
+
+
+def test_a_judge_that_is_down_fails_every_environment_with_its_reason(site: Site) -> None:
+    down = replace(site, judge=Failing(site.judge))
+    outcomes = down.mine("door", "quiet", "room")
+    assert [o.status for o in outcomes] == ["failed", "skipped", "failed"]
+    assert "the first: the endpoint answered 503 four times; mend the judge" in outcomes[0].reason
+    assert outcomes[1].reason == "no feedback yet"
+
+
+def test_a_judge_may_fail_as_often_as_the_gate_may_leave_contexts_unscored(site: Site) -> None:
+    site.mine("door")
+    comparisons = read_records(site.root / "pairs" / "door" / "comparisons.jsonl", Comparison)
+    context = comparisons[0].context
+    share = sum(c.context == context for c in comparisons) / len(comparisons)
+    assert 0 < share < 1
+    for bound, status in ((share, "ready"), (share * 0.99, "failed")):
+        profile = override(site.profile, {"gate": {"unscored": bound}}, "bound")
+        bounded = replace(site, profile=profile, judge=Failing(site.judge, context))
+        assert bounded.mine("door")[0].status == status
+
+
+def test_an_environment_without_a_single_pair_is_skipped(site: Site) -> None:
+    undecided = replace(site, judge=Undecided(site.judge))
+    (outcome,) = undecided.mine("door")
+    assert outcome.status == "skipped"
+    assert outcome.reason.startswith("no context gave a preference ({'no_agreement': ")
+    assert not (site.root / "pairs" / "door").exists()
+
+
+def test_an_environment_s_own_settings_reach_the_mining(site: Site) -> None:
+    judge = Recorder(site.judge)
+    recorded = replace(site, judge=judge)
+    recorded.mine({"environment": "door", "settings": {"mining": {"questions_shown": 2}}})
+    assert set(judge.shown) == {2}
+    recorded.mine("door")
+    assert set(judge.shown) == {2, NEEDED}
+
+
+def test_random_pairs_are_drawn_to_match_those_that_were_mined(tmp_path: Path, site: Site) -> None:
+    random = {"environment": "door", "adapter": "random", "pairs": "random"}
+    logs = Logs(site.root, site.profile)
+    assert [o.status for o in logs.collect("door", random, store=False, out="feedback")] == ["ready", "ready"]
+    assert brief(site.mine("door", random)) == [("door", "ready", ""), ("random", "ready", "")]
+    assert site.pairs("mined", "pairs/random") == site.pairs("door")
+    by_hand, paths = (
+        tmp_path / "drawn",
+        (site.root / "rollouts", site.root / "judgements", site.root / "pairs" / "door"),
+    )
+    random_mining(*paths, site.profile, 0, by_hand)
+    assert site.pairs("random") == read_records(by_hand / "preferences.jsonl", Preference)
+    assert 0 < len(site.pairs("random")) <= len(site.pairs("door"))
+    assert all(pair.questions == () for pair in site.pairs("random"))
+
+
+def test_the_same_mining_again_gives_the_same_bytes(site: Site) -> None:
+    def made() -> dict[str, bytes]:
+        site.mine("weather", "door")
+        root = site.root / "pairs"
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+    assert made() == made()
+
+
+def test_every_environment_gets_an_adapter_of_its_own(site: Site) -> None:
+    site.mine("door", "room", "weather", "quiet")
+    outcomes = site.train("door", "room", "weather", "quiet")
+    assert [(o.name, o.status, o.stage) for o in outcomes] == [
+        ("door", "ready", "phase_two_dpo"),
+        ("room", "ready", "phase_two_dpo"),
+        ("weather", "failed", "preference_mining"),
+        ("quiet", "skipped", "feedback_collection"),
+    ]
+    assert set(site.adapter("door")) == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+    weights = [site.adapter(name)["adapter_model.safetensors"] for name in ("door", "room")]
+    assert weights[0] != weights[1]
+
+
+def test_an_adapter_does_not_depend_on_its_shard(site: Site) -> None:
+    site.mine("door", "room")
+    site.train("room", "door")
+    paths = (site.root / "pairs" / "door", site.root / "rollouts", site.root / "film", shipped_base())
+    phase_two(*paths, "door", site.profile, 0, site.root / "by hand")
+    assert site.adapter("door", "by hand") == site.adapter("door")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"layer": 99}, "ValueError: .*99"),
+        ({"learning_rate": 1e30}, ".*/door: the vector's norm is inf after training; lower phase_two.learning_rate$"),
+        ({"beta": 0}, "environment door: phase_two.beta"),
+    ],
+)
+def test_training_that_fails_stops_no_other(site: Site, settings: dict[str, Any], reason: str) -> None:
+    site.mine("door", "room")
+    door, room = site.train({"environment": "door", "settings": {"phase_two": settings}}, "room")
+    assert (door.status, room.status) == ("failed", "ready")
+    assert re.match(reason, door.reason)
+    assert not (site.root / "adapters" / "door").exists()
+    assert set(site.adapter("room")) == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+
+
+def test_progress_counts_the_steps_of_all_environments(site: Site) -> None:
+    site.mine("door", "room")
+    seen: list[tuple[int, int]] = []
+    site.train("door", "room", progress=lambda at, of: seen.append((at, of)))
+    assert [at for at, _ in seen] == [1, 2, 3, 4]
+    assert {of for _, of in seen} == {4}
