@@ -170,6 +170,7 @@ def test_a_challenger_that_wins_and_loses_nothing_is_promoted() -> None:
 
 
 WIN: list[Outcome] = ["challenger", "challenger", "challenger", "champion"]
+LOSS: list[Outcome] = ["champion", "champion", "champion", "challenger"]
 FAILURES = [unscored(s, 9, "timed\nout") for s in range(STREAMS)] + [unscored(9, 8, "later")]
 REFUSALS: list[tuple[str, dict[str, Any], GateSettings]] = [
     (
@@ -180,8 +181,8 @@ REFUSALS: list[tuple[str, dict[str, Any], GateSettings]] = [
     ("too little evidence: the judge decided 40 contexts for a side, fewer than 41", {}, strict(least_wins=41)),
     ("too little evidence: decided contexts come from 10 streams, fewer than 11", {}, strict(least_streams=11)),
     (
-        r"the challenger does not win: 20 contexts won and 20 lost give p = 1.0000, more than 0.0500",
-        {"contexts": contexts(["challenger", "champion"] * 2)},
+        r"the challenger does not win: 20 contexts won and 20 lost give p = 0.6230, more than 0.0500",
+        {"contexts": [context(s, i, outcome) for s in range(STREAMS) for i, outcome in enumerate((WIN, LOSS)[s % 2])]},
         GATE,
     ),
     (
