@@ -197,23 +197,48 @@ def mine(
 
 @app.command("phase-two")
 def phase_two(
-    preferences: Annotated[Path, typer.Argument(help="Folder that `taskmem mine` wrote.")],
+    preferences: Annotated[Path, typer.Argument(help="Folder that `taskmem mine` wrote, or one of such folders.")],
     policy: PolicyFolder,
     rollouts: Annotated[Path, typer.Option("--rollouts", help="Folder that `taskmem rollouts` wrote.")],
     segments: Annotated[Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote.")],
     out: Out,
     name: Annotated[str, typer.Option("--name", help="Name of the adapter, its folder below --out.")] = "adapter",
+    environments: Annotated[
+        str | None, typer.Option("--environments", help="As in a,b,c: train --out/a from PREFERENCES/a, and so on.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder for trunk states; runs on the same policy may share it.")
+    ] = None,
     profile: ProfileName = MINIATURE,
     seed: Seed = 0,
 ) -> None:
-    """Train one steer adapter with DPO, the policy frozen."""
-    from taskmem.stages.adapt import phase_two as stage
+    """Train one steer adapter with DPO, the policy frozen, or one for each of --environments.
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_@-]*", name):
-        raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
+    What goes wrong in one never stops the others: --out/outcomes.jsonl says what became of each. Exit code 0 if one is ready.
+    """
+    from taskmem.stages import adapt
+
+    paths, settings = (rollouts, segments, policy), load_profile(profile)
+    if environments is None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_@-]*", name):
+            raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
+        with _stage("phase-two") as progress:
+            adapt.phase_two(preferences, *paths, name, settings, seed, out, progress, cache, _note)
+        console.print(f"{out / name}", highlight=False, markup=False)
+        return
+    from taskmem.loop.results import outcomes_table
+
+    names = environments.split(",")
     with _stage("phase-two") as progress:
-        stage(preferences, rollouts, segments, policy, name, load_profile(profile), seed, out, progress)
-    console.print(f"{out / name}", highlight=False, markup=False)
+        done = adapt.phase_two_of_each(preferences, *paths, names, settings, seed, out, progress, cache, _note)
+    console.print(outcomes_table(done, "adapters"))
+    console.print(f"{out / 'outcomes.jsonl'}", highlight=False, markup=False, soft_wrap=True)
+    if not any(outcome.status == "ready" for outcome in done):
+        raise UserError(f"{out}: no environment is ready; mend what the table says and run again")
+
+
+def _note(line: str) -> None:
+    console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

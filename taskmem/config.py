@@ -148,6 +148,7 @@ class MiningSettings(Settings):
     contexts: Count | None  # at most this many, drawn from the seed; null = all
     recent_questions: Count
     questions_shown: Count
+    pairs_per_context: Count | None  # the best so many; null = all that are admissible
     max_token_difference: Count
     memory_budget: Count
     thinking_budget: Count
@@ -172,7 +173,6 @@ class PhaseTwoSettings(Settings):
     target_norm: Positive | None  # the vector is scaled to this norm at the end; null = left as trained
     loss: Literal["sigmoid", "robust"]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs believed to be the wrong way round
-    pairs_per_context: Count | None  # the first so many that mining gives; null = all
     influence_cap: Positive | None  # bound on a source's gradient, in median norms of all sources'; null = none
     keep_gradients: bool  # write every pair's gradient of every step
     stopping: StoppingSettings | None  # null = all steps

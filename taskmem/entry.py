@@ -31,6 +31,8 @@ Numbers = dict[str, float]
 QUESTIONS = "questions.jsonl"
 IMAGE = "TASKMEM_IMAGE"
 """The variable in which a task is told which image it runs in."""
+TRUNK_CACHE = "TASKMEM_TRUNK_CACHE"
+"""The variable that may name a folder for trunk states which outlives the task; by default they go with it."""
 SECONDS_BETWEEN = 0.2  # two lines of progress
 
 
@@ -220,13 +222,14 @@ def phase_two_dpo(
     seed: int,
     adapters: str,
 ) -> Numbers:
-    """Train each environment's adapter."""
+    """Train each environment's adapter; what is computed of a context once serves all of them."""
     from taskmem.stages.nightly import train_shard
     from taskmem.stages.shard import Shard
 
     paths = (Path(preferences), Path(rollouts), Path(segments), Path(policy))
     settings = parse_profile(profile)
-    outcomes = train_shard(Shard.parse(shard), *paths, settings, seed, Path(adapters), progress_lines())
+    cache = Path(os.environ[TRUNK_CACHE]) if os.environ.get(TRUNK_CACHE) else None
+    outcomes = train_shard(Shard.parse(shard), *paths, settings, seed, Path(adapters), progress_lines(), cache)
     return _counts(outcomes, "phase_two_dpo")
 
 

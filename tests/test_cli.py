@@ -120,6 +120,21 @@ def test_every_command_writes_to_out(words: tuple[str, ...]) -> None:
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
         ("phase-two nowhere --policy p --rollouts r --segments s --out out", "r/rollouts.jsonl: cannot be read"),
+        (
+            "phase-two nowhere --policy p --rollouts r --segments s --out out --environments a",
+            "nowhere: no such folder",
+        ),
+        ("phase-two empty --policy p --rollouts r --segments s --out out --environments a,b,a", "environments a,b,a: "),
+        ("phase-two empty --policy p --rollouts r --segments s --out out --environments a,", "environments a,: names"),
+        (
+            "phase-two empty --policy p --rollouts r --segments s --out out --environments ../a",
+            "environments ../a: names",
+        ),
+        ("phase-two . --policy p --rollouts r --segments s --out ./empty --environments ..", "environments ..: names"),
+        (
+            "phase-two empty --policy p --rollouts r --segments s --out empty/. --environments a",
+            "holds the preferences",
+        ),
         ("evaluate nowhere --policy p --questions q --out out --world empty", "empty: no truth.jsonl there"),
         ("world render --out out --profile qwen3-vl-30b", "profile qwen3-vl-30b: has no world to render"),
         ("world render --out out --profile nowhere.yaml", "profile nowhere.yaml: not found"),

@@ -107,12 +107,12 @@ def differences_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+def outcomes_table(outcomes: Sequence[Outcome], title: str = "adapters: what the gate said") -> Table:
     """What became of every environment, and why."""
-    table = _table("adapters: what the gate said")
+    table = _table(title)
     for name in ("environment", "adapter", "outcome"):
         table.add_column(name, no_wrap=True)
-    table.add_column("reason")
+    table.add_column("reason", overflow="fold")
     for outcome in outcomes:
         table.add_row(outcome.environment, outcome.name, outcome.status, Text(outcome.reason))
     return table

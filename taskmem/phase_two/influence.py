@@ -4,7 +4,7 @@ A pair's gradient is as large as the vector, 8 KB, so each can be looked at. A p
 in equal parts; the parts of all sources sum to the ordinary gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -99,3 +99,16 @@ class Influence:
     def pair(self, number: int) -> dict[str, float]:
         """Of one pair: the steps it took part in, and over these its gradient's mean norm and its mean share of the step."""
         return self._of_pairs.report(number)
+
+
+def leading(sources: Mapping[str, Mapping[str, float]], most: int) -> list[tuple[str, float]]:
+    """The `most` sources with the largest part in the whole training, by `Influence.sources`; the parts of all sum to 1.
+
+    A part is below zero where a source pulled the other way; it counts by its size. Nothing if no step moved anything.
+    """
+    moved = {name: entry["share"] * entry["steps"] for name, entry in sources.items()}
+    total = sum(moved.values())
+    if total <= 0:
+        return []
+    parts = [(name, part / total) for name, part in moved.items()]
+    return sorted(parts, key=lambda part: (-abs(part[1]), part[0]))[:most]

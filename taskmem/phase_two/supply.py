@@ -4,7 +4,7 @@ The lower half is loaded only if something is missing, and is gone before the up
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,18 +15,15 @@ from taskmem.files import canonical_json, sha256_bytes
 from taskmem.phase_two.cache import TrunkCache, TrunkKey
 from taskmem.phase_two.halves import LowerHalf, load_lower
 from taskmem.phase_two.trunk import PromptTrunk, Tokens, Trunk, trunks
-from taskmem.policy.encoding import Prompt, PromptEncoder
+from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.renderer import render
 from taskmem.policy.transformers_policy import policy_digest
 from taskmem.records import Context
 
-TOKENS_AT_ONCE = 16384
-"""Tokens of a forward of the lower half, padding included; a single context may be longer."""
-
 
 @dataclass(frozen=True)
 class Wanted:
-    """A context and the completions that are trained on; `also` are worth caching with them, for others may train on those."""
+    """A context and the completions that are trained on; `also` are computed with them, for others may train on those."""
 
     context: Context
     completions: tuple[Tokens, ...]
@@ -59,7 +56,10 @@ def _files(path: Path) -> tuple[tuple[str, int, int, int], ...]:
 
 
 class TrunkSupply:
-    """Gives trunks of one policy at one steer layer, from memory or from `cache`, and builds those that are missing."""
+    """Gives trunks of one policy at one steer layer, from `cache` if there is one, and computes those that are missing.
+
+    `computed` counts the contexts whose trunk was. The same context and candidates give the same bytes, with a cache or without.
+    """
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class TrunkSupply:
         self._encoder = encoder
         self._cache = cache
         self._dtype = dtype
+        self.computed = 0
 
     def trunks(self, wanted: Sequence[Wanted]) -> list[Trunk]:
         """The trunk of every context with its completions, in order."""
@@ -82,45 +83,21 @@ class TrunkSupply:
         if missing:
             lower = load_lower(self._checkpoint.path, self._layer, self._dtype)
             self._checkpoint.check()
-            for numbers, built in self._built(lower, wanted, missing):
-                found.update(zip(numbers, built, strict=True))
+            for i in missing:
+                found[i] = self._built(lower, wanted[i])
             del lower
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return [found[i] for i in range(len(wanted))]
 
-    def _built(
-        self, lower: LowerHalf, wanted: Sequence[Wanted], missing: Sequence[int]
-    ) -> Iterator[tuple[list[int], list[Trunk]]]:
-        def groups(numbers: Sequence[int]) -> list[tuple[Tokens, ...]]:
-            return [self._group(wanted[i]) for i in numbers]
-
-        def build(numbers: list[int], prompts: list[Prompt]) -> tuple[list[int], list[Trunk]]:
-            built = trunks(lower, self._encoder, prompts, groups(numbers))
-            return numbers, [self._kept(wanted[i], trunk) for i, trunk in zip(numbers, built, strict=True)]
-
-        numbers: list[int] = []
-        prompts: list[Prompt] = []
-        longest = 0
-        for i in missing:
-            context = wanted[i].context
-            prompt = self._encoder.encode(context, render(context, self._encoder.settings))
-            length = len(prompt.ids) + sum(map(len, self._group(wanted[i])))
-            if numbers and max(longest, length) * (len(numbers) + 1) > TOKENS_AT_ONCE:
-                yield build(numbers, prompts)
-                numbers, prompts, longest = [], [], 0
-            numbers, prompts, longest = [*numbers, i], [*prompts, prompt], max(longest, length)
-            if self._cache:  # alone, for an entry's bytes must not depend on what else happened to be missing
-                yield build(numbers, prompts)
-                numbers, prompts, longest = [], [], 0
-        if numbers:
-            yield build(numbers, prompts)
-
-    def _group(self, wanted: Wanted) -> tuple[Tokens, ...]:
-        # the same order whatever is wanted of them, again for the sake of the bytes
-        others = wanted.also if self._cache else ()
-        return tuple(dict.fromkeys((*others, *wanted.completions)))
+    def _built(self, lower: LowerHalf, wanted: Wanted) -> Trunk:
+        prompt = self._encoder.encode(wanted.context, render(wanted.context, self._encoder.settings))
+        # alone and with all its candidates: the bytes must not depend on what else is missing, nor on who asks first
+        group = tuple(dict.fromkeys((*wanted.also, *wanted.completions)))
+        (built,) = trunks(lower, self._encoder, [prompt], [group])
+        self.computed += 1
+        return self._kept(wanted, built)
 
     def _key(self, wanted: Wanted) -> Callable[[Tokens | None], TrunkKey]:
         clips = [[segment.sha256, segment.fps] for segment in wanted.context.segments]
@@ -145,9 +122,9 @@ class TrunkSupply:
         return Trunk(PromptTrunk(**prompt), states)
 
     def _kept(self, wanted: Wanted, trunk: Trunk) -> Trunk:
-        """The trunk as it is read back, so that what is trained on has been checked; without a cache, itself."""
+        """The trunk of what is trained on; as it is read back from the cache, if there is one, so that it has been checked."""
         if self._cache is None:
-            return trunk
+            return Trunk(trunk.prompt, {tokens: trunk.completions[tokens] for tokens in wanted.completions})
         key = self._key(wanted)
         prompt = self._cache.put(key(None), vars(trunk.prompt))
         entries = {t: self._cache.put(key(t), {"hidden": hidden}) for t, hidden in trunk.completions.items()}

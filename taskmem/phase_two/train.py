@@ -6,7 +6,6 @@ Everything up to the steer layer is frozen, so it is computed once (supply.py, t
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from peft.utils import CONFIG_NAME
 from safetensors.torch import save_file
 
 from taskmem.config import PhaseTwoSettings, Profile
@@ -28,11 +28,12 @@ from taskmem.phase_two.supply import Checkpoint, TrunkSupply, Wanted
 from taskmem.phase_two.trunk import Tokens
 from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.transformers_policy import load_processor, policy_reference
-from taskmem.progress import Progress, silent
+from taskmem.progress import Note, Progress, silent, unheard
 from taskmem.records import Context, Preference, Rollouts, write_json
 from taskmem.steer import SteerConfig, SteerLayer, scale_to_norm
 from taskmem.video.frames import FramesOf
 
+INFLUENCE = "influence.json"
 KEPT_CLIPS = 64  # contexts come in a stream's order and share clips with their neighbours only
 
 
@@ -91,36 +92,37 @@ def train_phase_two(
     out: Path,
     progress: Progress = silent,
     cache: Path | None = None,
+    note: Note = unheard,
 ) -> Path:
-    """Train one adapter from zero on `pairs` and write it to the folder `out`.
+    """Train one adapter from zero on all of `pairs` and write it to the folder `out`.
 
     It gets PEFT's two files and training.json; influence.json if sources are known or capped; gradients.safetensors if they are
-    to be kept. Trunk states are kept in the folder `cache`, which may be shared with other runs, or in memory without one. The
-    reference is the policy with the adapter off. UserError without pairs, or if the vector is not finite.
+    to be kept. Trunk states are kept in the folder `cache`, which may be shared with other runs, or in memory without one; the
+    adapter is the same, and `note` is told how many were computed. The reference is the policy with the adapter off. UserError
+    without pairs, if the vector is not finite, or if `out` holds something that is no adapter.
     """
     settings = profile.phase_two
-    pairs = _first_of_each_context(pairs, settings.pairs_per_context)
     if not pairs:
         raise UserError(f"{out}: no preference pairs to train on; collect more feedback or mine more contexts")
+    check_replaceable(out)
     checkpoint = Checkpoint.of(policy)
     encoder = PromptEncoder(load_processor(policy), profile.policy, frames_of, KEPT_CLIPS)
     wanted, examples = _encode(pairs, encoder)
     store = TrunkCache(cache, settings.trunk_cache_bytes) if cache else None
-    trunks = TrunkSupply(checkpoint, settings.layer, encoder, store).trunks(wanted)
+    supply = TrunkSupply(checkpoint, settings.layer, encoder, store)
+    trunks = supply.trunks(wanted)
+    kept = len(wanted) - supply.computed
+    note(f"{len(pairs)} pairs of {len(wanted)} contexts; trunks: {supply.computed} computed, {kept} from the cache")
     upper = load_upper(policy, settings.layer)
     checkpoint.check()
     done = fit(PairEngine(upper, trunks, examples), examples, [p.sources for p in pairs], settings, seed, progress)
     return _save(policy, checkpoint.digest, pairs, done, settings, out)
 
 
-def _first_of_each_context(pairs: Sequence[Pair], most: int | None) -> list[Pair]:
-    seen: Counter[str] = Counter()
-    kept = []
-    for pair in pairs:
-        seen[pair.context.id] += 1
-        if most is None or seen[pair.context.id] <= most:
-            kept.append(pair)
-    return kept
+def check_replaceable(out: Path) -> None:
+    """UserError if `out` is anything but an adapter's folder, an empty one, or not there yet."""
+    if out.exists() and not (out / CONFIG_NAME).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: holds something that is no adapter, which would be lost; give another folder or name")
 
 
 def _encode(pairs: Sequence[Pair], encoder: PromptEncoder) -> tuple[list[Wanted], list[Example]]:
@@ -157,7 +159,7 @@ def _save(
     _save_adapter(policy, digest, done.vector, settings, temporary)
     write_json(temporary / "training.json", document(done, trained_norm))
     if done.influence:
-        write_json(temporary / "influence.json", _influence(pairs, done.influence))
+        write_json(temporary / INFLUENCE, _influence(pairs, done.influence))
     if done.gradients:
         kept = {f"step_{number:05d}": of_pairs for number, (_, of_pairs) in enumerate(done.gradients, 1)}
         chosen = {f"pairs_{number:05d}": torch.tensor(batch) for number, (batch, _) in enumerate(done.gradients, 1)}

@@ -26,12 +26,16 @@ class MiningOutcome:
     @property
     def contexts(self) -> int:
         """How many contexts were mined."""
-        return len(self.preferences) + len(self.no_pair)
+        return len(self._with_pair) + len(self.no_pair)
 
     @property
     def share(self) -> float:
         """The share of contexts that give a pair (29.17 % in the paper); 0 where there were none."""
-        return len(self.preferences) / self.contexts if self.contexts else 0.0
+        return len(self._with_pair) / self.contexts if self.contexts else 0.0
+
+    @property
+    def _with_pair(self) -> set[str]:
+        return {preference.context for preference in self.preferences}
 
     @property
     def reasons(self) -> dict[NoPair, int]:
@@ -98,7 +102,7 @@ def mine(
     sources: Mapping[str, Sequence[str]] | None = None,
     workers: int = 1,
 ) -> MiningOutcome:
-    """Mine every context of the rollout cache for one pair (METHOD section 4, steps 2 to 4; arXiv:2605.31075).
+    """Mine every context of the rollout cache for its pairs (METHOD section 4, steps 2 to 4; arXiv:2605.31075).
 
     Rollouts and judgements are joined to contexts by id; the results keep the order of `rollouts`. `questions` are the
     recent ones of one environment. `sources` names the sources of each question: a pair carries those of all its
@@ -123,11 +127,11 @@ def mine(
     preferences: list[Preference] = []
     no_pair: dict[str, NoPair] = {}
     for job, outcome in zip(jobs, outcomes, strict=True):
-        selection = select(outcome.candidates, outcome.comparisons, settings.max_token_difference)
+        bounds = (settings.max_token_difference, settings.pairs_per_context)
+        selection = select(outcome.candidates, outcome.comparisons, *bounds)
         if selection.reason is not None:
             no_pair[job.rollouts.context] = selection.reason
-        if selection.preference is not None:
-            preferences.append(_with_sources(selection.preference, sources))
+        preferences += [_with_sources(pair, sources) for pair in selection.preferences]
     return MiningOutcome(
         preferences=tuple(preferences),
         comparisons=tuple(c for outcome in outcomes for c in outcome.comparisons),

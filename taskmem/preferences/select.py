@@ -1,7 +1,8 @@
-"""From the comparisons of one context to its training pair (METHOD section 4, steps 3 and 4); the random control."""
+"""From the comparisons of one context to its training pairs (METHOD section 4, steps 3 and 4); the random control."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal
 
 from taskmem.preferences._draw import ticket
@@ -17,9 +18,9 @@ NoPair = Literal[
 
 @dataclass(frozen=True)
 class Selection:
-    """The pair of one context, or why there is none: exactly one of the two is set."""
+    """The pairs of one context, the best first, or why there is none: exactly one of the two is set."""
 
-    preference: Preference | None = None
+    preferences: tuple[Preference, ...] = ()
     reason: NoPair | None = None
 
 
@@ -36,7 +37,8 @@ def _agreed(nodes: dict[int, int], comparisons: Sequence[Comparison], context: s
     return {(loser, winner) for loser, winner in edges if loser != winner}
 
 
-def _best(dag: set[Edge], by_index: dict[int, MinedCandidate], bound: int) -> tuple[int, int, int, int] | None:
+def _admissible(dag: set[Edge], by_index: dict[int, MinedCandidate], bound: int) -> list[tuple[int, int, int, int]]:
+    """Every admissible pair as (-path length, token difference, loser, winner), the best first."""
     defeated = {loser for loser, _ in dag}
     options = []
     for (loser, winner), length in longest_paths(dag).items():
@@ -44,7 +46,7 @@ def _best(dag: set[Edge], by_index: dict[int, MinedCandidate], bound: int) -> tu
         difference = abs(high.memory_tokens - low.memory_tokens)
         if winner not in defeated and (low.quality_ok or high.quality_ok) and difference < bound:
             options.append((-length, difference, loser, winner))
-    return min(options, default=None)
+    return sorted(options)
 
 
 def _first_empty(comparisons: Sequence[Comparison], agreed: set[Edge], kept: set[Edge], dag: set[Edge]) -> NoPair:
@@ -58,17 +60,22 @@ def _first_empty(comparisons: Sequence[Comparison], agreed: set[Edge], kept: set
 
 
 def select(
-    candidates: Sequence[MinedCandidate], comparisons: Sequence[Comparison], max_token_difference: int
+    candidates: Sequence[MinedCandidate],
+    comparisons: Sequence[Comparison],
+    max_token_difference: int,
+    most: int | None = 1,
 ) -> Selection:
-    """The pair of one context, or the reason for none (METHOD section 4, steps 3 and 4; arXiv:2605.31075).
+    """The `most` best pairs of one context (None for all), or the reason for none.
+
+    METHOD section 4, steps 3 and 4 (arXiv:2605.31075); more than one pair is an option of ours.
 
     Candidates with the same memory text are one node, spoken for by the lowest index. Agreed comparisons are edges from
     loser to winner; an edge is kept if the winner's quality is not below the loser's; edges inside a strongly connected
     component are dropped. On the DAG that is left, the winner is a node that no edge leaves: a defeat that the quality
     rule or a cycle took out does not count against it. The loser reaches it by a path, not both are low-quality, and
-    their memories differ by fewer than `max_token_difference` tokens. Of all such pairs the one with the longest path
-    in edges is taken; ties go to the smaller token difference, then to the lower index of the loser, then of the
-    winner. The pair carries the questions of all the comparisons, since each of them could have changed it.
+    their memories differ by fewer than `max_token_difference` tokens. Of all such pairs those with the longest paths in
+    edges come first; ties go to the smaller token difference, then to the lower index of the loser, then of the winner.
+    A pair carries the questions of all the comparisons, since each of them could have changed it.
 
     Raises ValueError for candidates of several contexts, or comparisons of anything else than these candidates.
     """
@@ -82,18 +89,21 @@ def select(
     agreed = _agreed({c.index: unique[c.memory].index for c in candidates}, comparisons, context)
     kept = {edge for edge in agreed if by_index[edge[1]].quality_ok >= by_index[edge[0]].quality_ok}
     dag = without_cycles(kept)
-    best = _best(dag, by_index, max_token_difference)
-    if best is None:
+    options = _admissible(dag, by_index, max_token_difference)
+    if not options:
         return Selection(reason=_first_empty(comparisons, agreed, kept, dag))
-    length, difference, loser, winner = best
+    questions = tuple(dict.fromkeys(q for comparison in comparisons for q in comparison.questions))
     return Selection(
-        Preference(
-            context=context,
-            chosen=winner,
-            rejected=loser,
-            path_length=-length,
-            token_difference=difference,
-            questions=tuple(dict.fromkeys(q for comparison in comparisons for q in comparison.questions)),
+        tuple(
+            Preference(
+                context=context,
+                chosen=winner,
+                rejected=loser,
+                path_length=-length,
+                token_difference=difference,
+                questions=questions,
+            )
+            for length, difference, loser, winner in options[:most]
         )
     )
 
@@ -101,43 +111,54 @@ def select(
 def select_pair(
     candidates: Sequence[MinedCandidate], comparisons: Sequence[Comparison], max_token_difference: int
 ) -> Preference | None:
-    """The pair of one context, or None; see `select`."""
-    return select(candidates, comparisons, max_token_difference).preference
+    """The best pair of one context, or None; see `select`."""
+    return next(iter(select(candidates, comparisons, max_token_difference).preferences), None)
 
 
 def random_pairs(
-    groups: Iterable[Sequence[MinedCandidate]], max_token_difference: int, limit: int, seed: int
+    groups: Iterable[Sequence[MinedCandidate]],
+    max_token_difference: int,
+    limit: int,
+    seed: int,
+    most: int | None = 1,
 ) -> list[Preference]:
-    """The control without a judge: in each context a random ordered pair of different memories, both of good quality.
+    """The control without a judge: random ordered pairs of different memories, both of good quality.
 
-    The token bound is that of `select`. One group holds the candidates of one context. Where more than `limit` contexts
-    have such a pair, `limit` of them are drawn. Both draws depend on the seed and on the context's id, not on the order
-    of the groups; the result keeps that order. `path_length` is 0 and there are no questions. Raises ValueError for a
-    group of several contexts.
+    In each context at most `most` (None for all), no two memories paired twice. The token bound is that of `select`. One group
+    holds the candidates of one context. Where there are more than `limit` pairs, contexts are drawn until there are so many.
+    Both draws depend on the seed and on the context's id, not on the order of the groups; the result keeps that order.
+    `path_length` is 0 and there are no questions. Raises ValueError for a group of several contexts.
     """
-    found: list[Preference] = []
+    found: dict[str, list[Preference]] = {}
     for group in groups:
         if len({candidate.context for candidate in group}) > 1:
             raise ValueError("a group holds candidates of several contexts; give one group for each context")
-        good = list(distinct(candidate for candidate in group if candidate.quality_ok).values())
-        options = [
-            (ticket(seed, "control pair", w.context, w.index, loser.index), w, loser)
-            for w in good
-            for loser in good
-            if w is not loser and abs(w.memory_tokens - loser.memory_tokens) < max_token_difference
-        ]
-        if options:
-            _, winner, loser = min(options, key=lambda option: option[0])
-            difference = abs(winner.memory_tokens - loser.memory_tokens)
-            found.append(
-                Preference(
-                    context=winner.context,
-                    chosen=winner.index,
-                    rejected=loser.index,
-                    path_length=0,
-                    token_difference=difference,
-                )
-            )
-    tickets = {pair.context: ticket(seed, "control context", pair.context) for pair in found}
-    drawn = set(sorted(tickets, key=tickets.__getitem__)[:limit])
-    return [pair for pair in found if pair.context in drawn]
+        if drawn := _drawn(group, max_token_difference, seed)[:most]:
+            found[drawn[0].context] = drawn
+    left = limit
+    for context in sorted(found, key=lambda context: ticket(seed, "control context", context)):
+        found[context] = found[context][:left]
+        left -= len(found[context])
+    return [pair for pairs in found.values() for pair in pairs]
+
+
+def _drawn(group: Sequence[MinedCandidate], bound: int, seed: int) -> list[Preference]:
+    """The random pairs of one context in the order of their lots: of two memories the one order or the other."""
+    good = list(distinct(candidate for candidate in group if candidate.quality_ok).values())
+    lots = sorted(
+        (ticket(seed, "control pair", winner.context, winner.index, loser.index), winner.index, loser.index)
+        for winner, loser in permutations(good, 2)
+        if abs(winner.memory_tokens - loser.memory_tokens) < bound
+    )
+    tokens = {candidate.index: candidate.memory_tokens for candidate in good}
+    first: dict[frozenset[int], Preference] = {}
+    for _, winner, loser in lots:
+        pair = Preference(
+            context=good[0].context,
+            chosen=winner,
+            rejected=loser,
+            path_length=0,
+            token_difference=abs(tokens[winner] - tokens[loser]),
+        )
+        first.setdefault(frozenset((winner, loser)), pair)
+    return list(first.values())

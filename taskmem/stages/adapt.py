@@ -1,13 +1,24 @@
-"""phase_two_dpo: preferences and the policy in, an adapter out."""
+"""phase_two_dpo: preferences and the policy in, an adapter out; or one for each of several environments."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from taskmem.config import Profile
-from taskmem.phase_two.train import load_pairs, train_phase_two
+from taskmem.errors import UserError
+from taskmem.lineage.outcome import OUTCOMES, Outcome
+from taskmem.phase_two.influence import leading
+from taskmem.phase_two.train import INFLUENCE, check_replaceable, load_pairs, train_phase_two
 from taskmem.policy.transformers_policy import policy_digest, prepare_process
-from taskmem.progress import Progress, silent
-from taskmem.records import Preference, Rollouts, read_records
+from taskmem.progress import Note, Progress, silent, unheard
+from taskmem.records import Preference, Rollouts, one_line, read_json, read_records
 from taskmem.stages.common import PREFERENCES, ROLLOUTS, contexts_of, footage
+from taskmem.stages.nightly import train_shard
+from taskmem.stages.shard import EnvironmentSpec, Shard
+
+NAMED = 3
+DIGITS = 8  # of a source's hash, enough to find it in influence.json
 
 
 def phase_two(
@@ -21,14 +32,66 @@ def phase_two(
     out: Path,
     progress: Progress = silent,
     cache: Path | None = None,
+    note: Note = unheard,
 ) -> None:
     """Train the adapter `out`/`name` from zero on the pairs of `preferences`.
 
-    Trunk states are kept in the folder `cache`, or in memory without one.
+    Trunk states are kept in the folder `cache`, or in memory without one. `note` is told how many were computed, and who moved
+    the adapter most.
     """
     prepare_process()
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     film = footage(segments, profile)
     contexts = contexts_of(cached, film.segments, profile)
     pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts, policy_digest(policy))
-    train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress, cache)
+    adapter = train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress, cache, note)
+    if (adapter / INFLUENCE).exists():
+        note(f"moved most by {_moved_by(adapter)}")
+
+
+def _moved_by(adapter: Path) -> str:
+    """The three sources with the largest part in an adapter, by the first digits of their hash."""
+    sources = read_json(adapter / INFLUENCE)["sources"]
+    parts = [f"{name[:DIGITS]} {part:.0%}" for name, part in leading(sources, NAMED)]
+    others = len(sources) - len(parts)
+    return ", ".join(parts) + (f" and {others} more" if others else "")
+
+
+def phase_two_of_each(
+    preferences: Path,
+    rollouts: Path,
+    segments: Path,
+    policy: Path,
+    names: Sequence[str],
+    profile: Profile,
+    seed: int,
+    out: Path,
+    progress: Progress,
+    cache: Path | None,
+    note: Note,
+) -> list[Outcome]:
+    """Train `out`/<name> from `preferences`/<name> for each of `names`, and write `out`/outcomes.jsonl.
+
+    `preferences` is what mining wrote for a shard, or was put together by hand and has no outcomes.jsonl. UserError for names
+    that are none, and before anything is written if it would replace what is no adapter.
+    """
+    if not preferences.is_dir():
+        raise UserError(
+            f"{preferences}: no such folder; give the one whose subfolders hold the environments' preferences"
+        )
+    if out.resolve() == preferences.resolve():
+        raise UserError(f"{out}: holds the preferences; give another --out")
+    by_hand = not (preferences / OUTCOMES).exists()
+    known = {} if by_hand else {o.name: o.environment for o in read_records(preferences / OUTCOMES, Outcome)}
+    try:
+        specs = [EnvironmentSpec(environment=known.get(name, name), adapter=name) for name in names]
+        shard = Shard(name="phase-two", environments=specs)
+    except ValidationError:
+        given = one_line(",".join(names))
+        raise UserError(
+            f"environments {given}: names of folders, none of them twice, are needed; as in a,b,c"
+        ) from None
+    for name in names:
+        check_replaceable(out / name)
+    paths = (preferences, rollouts, segments, policy)
+    return train_shard(shard, *paths, profile, seed, out, progress, cache, note, by_hand)

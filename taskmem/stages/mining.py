@@ -71,4 +71,6 @@ def random_mining(rollouts: Path, judgements: Path, like: Path, profile: Profile
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     groups = [mined_candidates(r, judged.get(r.context, []), profile.mining) for r in cached]
     wanted = len(read_records(like / PREFERENCES, Preference))
-    write_records(out / PREFERENCES, random_pairs(groups, profile.mining.max_token_difference, wanted, seed))
+    settings = profile.mining
+    drawn = random_pairs(groups, settings.max_token_difference, wanted, seed, settings.pairs_per_context)
+    write_records(out / PREFERENCES, drawn)

@@ -1,5 +1,8 @@
 """feedback_collection, preference_mining and phase_two_dpo for a shard of environments."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +12,13 @@ from taskmem.feedback import Collection, log_path
 from taskmem.feedback.collection import Watermark
 from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
-from taskmem.progress import Progress, silent
+from taskmem.progress import Note, Progress, silent
 from taskmem.records import read_json, write_json
 from taskmem.registry import watermark
 from taskmem.stages.collect import collect_environment
 from taskmem.stages.common import SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
-from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
+from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, log, ready, run_shard
 from taskmem.store import open_store
 
 SINCE = "since.json"
@@ -112,10 +115,13 @@ def train_shard(
     out: Path,
     progress: Progress = silent,
     cache: Path | None = None,
+    note: Note = log,
+    by_hand: bool = False,
 ) -> list[Outcome]:
     """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all.
 
-    With `cache`, a folder that outlives the job, what one environment computed of a context serves all others.
+    What one environment computed of a context serves all others: it lies in the folder `cache`, which may outlive the job,
+    or in a temporary one. `note` is told what became of each. Preferences put together `by_hand` have no outcomes.
     """
     done = 0
 
@@ -127,8 +133,24 @@ def train_shard(
         def step(at: int, of: int) -> None:
             progress(done * of + at, len(shard.environments) * of)
 
-        pairs = ready(preferences, spec)
-        phase_two(pairs, rollouts, segments, policy, folder.name, settings, seed, folder.parent, step, cache)
+        def tell(line: str) -> None:
+            note(f"{spec.name}: {line}")
+
+        pairs = preferences / spec.name if by_hand else ready(preferences, spec)
+        paths = (pairs, rollouts, segments, policy)
+        phase_two(*paths, folder.name, settings, seed, folder.parent, step, trunks, tell)
         done += 1
 
-    return run_shard("phase_two_dpo", shard, profile, preferences, out, work)
+    before = None if by_hand else preferences
+    with _shared(cache, len(shard.environments)) as trunks:
+        return run_shard("phase_two_dpo", shard, profile, before, out, work, note=note)
+
+
+@contextmanager
+def _shared(cache: Path | None, environments: int) -> Iterator[Path | None]:
+    """`cache`, else a temporary folder that is gone at the end; none for a single environment, which shares with nobody."""
+    if cache is not None or environments < 2:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="taskmem-trunks-") as folder:
+        yield Path(folder)

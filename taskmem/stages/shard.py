@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from taskmem.config import Profile, override
 from taskmem.errors import UserError
 from taskmem.lineage.outcome import OUTCOMES, Outcome
-from taskmem.progress import Progress, silent
+from taskmem.progress import Note, Progress, silent
 from taskmem.records import Name, one_line, read_records, write_records
 from taskmem.settings import Settings
 
@@ -92,6 +92,11 @@ class SkipError(Exception):
 Work = Callable[[EnvironmentSpec, Profile, Path], Outcome | None]
 
 
+def log(line: str) -> None:
+    """A line on the standard error, where a stage's log takes it from."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def run_shard(
     stage: str,
     shard: Shard,
@@ -100,11 +105,12 @@ def run_shard(
     out: Path,
     work: Work,
     progress: Progress = silent,
+    note: Note = log,
 ) -> list[Outcome]:
     """Do `work` for every environment that is ready after the stage that wrote `before`; write and return the outcomes.
 
     `work` gets the environment, its own profile and its folder below `out`. What it raises becomes the environment's
-    outcome: SkipError skipped, anything else failed; its folder is then removed.
+    outcome: SkipError skipped, anything else failed; its folder is then removed and `note` is told why.
     """
     earlier = read_records(before / OUTCOMES, Outcome) if before else []
     outcomes = []
@@ -115,7 +121,7 @@ def run_shard(
         elif before is not None and known is None:
             outcomes.append(_outcome(spec, stage, "failed", f"{before}: nothing is known of this environment there"))
         else:
-            outcomes.append(_guarded(stage, spec, profile, out / spec.name, work))
+            outcomes.append(_guarded(stage, spec, profile, out / spec.name, work, note))
         progress(number + 1, len(shard.environments))
     write_records(out / OUTCOMES, outcomes)
     return outcomes
@@ -134,7 +140,7 @@ def _earlier(outcomes: list[Outcome], spec: EnvironmentSpec) -> Outcome | None:
     return next((o for o in outcomes if (o.environment, o.name) == (spec.environment, spec.name)), None)
 
 
-def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, work: Work) -> Outcome:
+def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, work: Work, note: Note) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return work(spec, spec.profile(profile), folder) or _outcome(spec, stage, "ready", "")
@@ -148,7 +154,7 @@ def _guarded(stage: str, spec: EnvironmentSpec, profile: Profile, folder: Path, 
             spec, stage, "failed", f"{type(error).__name__}: {error}; the traceback is in the stage's log"
         )
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"{outcome.name}: {outcome.status}: {outcome.reason}", file=sys.stderr)
+    note(f"{outcome.name}: {outcome.status}: {outcome.reason}")
     return outcome
 
 

@@ -17,7 +17,6 @@ from taskmem.phase_two.fit import Fitted, fit
 from taskmem.phase_two.train import Pair, train_phase_two
 from taskmem.policy.grammar import completion_for
 from taskmem.progress import silent
-from taskmem.steer import read_adapter
 
 
 @pytest.fixture(scope="module")
@@ -127,17 +126,12 @@ def test_influence_is_written_with_the_questions_and_sources_of_every_pair(base:
     assert sum(entry["share"] for entry in found["sources"].values()) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(("most", "kept"), [(1, 1), (2, 2), (None, 3)])
-def test_so_many_pairs_of_a_context_are_trained_on_as_the_settings_say(
-    base: Path, tmp_path: Path, most: int | None, kept: int
-) -> None:
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_every_pair_of_a_context_that_was_mined_is_trained_on_in_one_row(base: Path, tmp_path: Path, kept: int) -> None:
     words = [completion_for(memory) for memory in ("a red box", "a green cup", "in the garden", "the door opens")]
-    several = [Pair(context(1), words[0], other) for other in words[1:]]
-    out = tmp_path / "red"
-    train_phase_two(
-        base, several, film, short_profile(pairs_per_context=most, batch=64, keep_gradients=True), SEED, out
-    )
+    several = [Pair(context(1), words[0], other) for other in words[1 : 1 + kept]]
+    out, told = tmp_path / "red", list[str]()
+    profile = short_profile(batch=64, keep_gradients=True)
+    train_phase_two(base, several, film, profile, SEED, out, note=told.append)
     assert load_file(out / "gradients.safetensors")["step_00001"].shape == (kept, 96)
-    if most == 1:
-        alone = train_phase_two(base, several[:1], film, short_profile(batch=64), SEED, tmp_path / "alone")
-        assert torch.equal(read_adapter(out)[1], read_adapter(alone)[1])
+    assert told == [f"{kept} pairs of 1 contexts; trunks: 1 computed, 0 from the cache"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskmem.phase_two.influence import UNKNOWN, Influence, capped, source_weights
+from taskmem.phase_two.influence import UNKNOWN, Influence, capped, leading, source_weights
 
 NAMES = st.lists(st.sampled_from("abcd"), max_size=3)
 
@@ -76,3 +76,31 @@ def test_gradients_of_zero_leave_everything_at_zero() -> None:
     influence = Influence([["a"], ["b"]])
     assert not influence.aggregate(torch.zeros(2, 16), range(2), cap=1.0).any()
     assert influence.sources()["a"]["share"] == 0
+
+
+def test_the_leading_sources_are_those_with_the_largest_part_of_all_steps() -> None:
+    # a share is the mean over the steps that a source took part in
+    sources = {
+        "rare": {"share": 1.0, "steps": 1},
+        "steady": {"share": 0.6, "steps": 9},
+        "against": {"share": -0.4, "steps": 6},
+        "quiet": {"share": 0.5, "steps": 12},
+        "small": {"share": 0.01, "steps": 2},
+    }
+    parts = leading(sources, 3)
+    assert [name for name, _ in parts] == ["quiet", "steady", "against"]
+    assert sum(part for _, part in leading(sources, 99)) == pytest.approx(1)
+    assert dict(parts)["against"] == pytest.approx(-2.4 / 10.02)
+
+
+def test_equal_parts_are_led_by_name_and_nobody_leads_where_nothing_moved() -> None:
+    equal = {name: {"share": 0.25, "steps": 4} for name in "dbca"}
+    assert [name for name, _ in leading(equal, 3)] == ["a", "b", "c"]
+    assert leading({"a": {"share": 0.0, "steps": 4}}, 3) == []
+
+
+def test_the_parts_of_a_training_sum_to_one() -> None:
+    influence = Influence([["a"], ["a", "b"], ["c"], []])
+    for step in range(3):
+        influence.aggregate(gradients(2, step), [step, step + 1], cap=None)
+    assert sum(part for _, part in leading(influence.sources(), 9)) == pytest.approx(1, abs=1e-5)

@@ -15,7 +15,6 @@ from taskmem.files import sha256_tree
 from taskmem.phase_two.train import Pair, train_phase_two
 from taskmem.policy.grammar import completion_for
 from taskmem.records import Segment
-from taskmem.steer import read_adapter
 
 CANDIDATES = tuple(
     completion_for(memory) for memory in ("a red box", "in the kitchen", "a green cup", "the door opens")
@@ -49,10 +48,47 @@ def train(base: Path, of: list[Pair], out: Path, cache: Path, seen: Film | None 
     return train_phase_two(base, of, seen or Film(), short_profile(steps=2), SEED, out, cache=cache)
 
 
-def test_with_a_cache_the_adapter_is_the_same_as_without(base: Path, trained: Path, tmp_path: Path) -> None:
+def test_with_a_cache_the_adapter_has_the_same_bytes_as_without(base: Path, trained: Path, tmp_path: Path) -> None:
     cached = train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red", cache=tmp_path / "cache")
-    wanted, found = read_adapter(trained)[1], read_adapter(cached)[1]
-    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+    assert sha256_tree(cached) == sha256_tree(trained)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_environments_bytes_do_not_depend_on_who_was_adapted_before(
+    base: Path, tmp_path: Path, cached: bool
+) -> None:
+    kinds = {"a": environment(0, 1), "b": environment(2, 3, contexts=3), "c": environment(3, 0)[1:]}
+    found: dict[str, set[str]] = {name: set() for name in kinds}
+    for order in ("abc", "cba", "bca"):
+        for name in order:
+            cache = tmp_path / f"cache {order}" if cached else None
+            out = tmp_path / order / name
+            train_phase_two(base, kinds[name], film, short_profile(steps=2), SEED, out, cache=cache)
+            found[name].add(sha256_tree(out))
+    alone = {name: train(base, of, tmp_path / name, tmp_path / f"own {name}") for name, of in kinds.items()}
+    assert found == {name: {sha256_tree(adapter)} for name, adapter in alone.items()}
+
+
+def test_what_was_computed_and_what_came_from_the_cache_is_told(base: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    for name, of in (("a", environment(0, 1, contexts=3)), ("b", environment(2, 3)), ("c", environment(1, 2))):
+        out = tmp_path / name
+        train_phase_two(base, of, film, short_profile(steps=1), SEED, out, cache=tmp_path / "cache", note=told.append)
+    assert told == [
+        "3 pairs of 3 contexts; trunks: 3 computed, 0 from the cache",
+        "4 pairs of 4 contexts; trunks: 1 computed, 3 from the cache",
+        "4 pairs of 4 contexts; trunks: 0 computed, 4 from the cache",
+    ]
+
+
+@pytest.mark.parametrize("there", ["a folder", "a file"])
+def test_what_is_no_adapter_is_never_replaced(base: Path, tmp_path: Path, there: str) -> None:
+    precious = tmp_path / "red" if there == "a file" else tmp_path / "red" / "thesis.txt"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("years of work")
+    with pytest.raises(UserError, match=r"red: holds something that is no adapter, which would be lost"):
+        train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    assert precious.read_text() == "years of work"
 
 
 def test_a_second_environment_of_the_same_policy_reads_no_frame(base: Path, tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ def compared(memories=MEMORIES, judge=None, seed=0, questions=None, settings=SET
     return compare_candidates(context, rollouts, make_judgements(rollouts), asked, judge or WordJudge(), settings, seed)
 
 
-def mined(count=6, memories=MEMORIES, judge=None, reverse=False, seed=0, **options):
+def mined(count=6, memories=MEMORIES, judge=None, reverse=False, seed=0, settings=SETTINGS, **options):
     contexts = [make_context(i) for i in range(count)]
     rollouts = [make_rollouts(c, memories) for c in contexts]
     judgements = [j for r in rollouts for j in make_judgements(r)]
     step = -1 if reverse else 1
     inputs = (contexts[::step], rollouts[::step], judgements[::step], make_questions()[::step])
-    return mine(*inputs, judge or WordJudge(), SETTINGS, seed, **options)
+    return mine(*inputs, judge or WordJudge(), settings, seed, **options)
 
 
 def test_every_pair_is_asked_twice_with_the_order_swapped():
@@ -220,6 +220,28 @@ def test_the_yield_counts_every_context_with_its_reason():
     }
     assert outcome.reasons == {"no_agreement": 1, "no_comparison": 1, "too_few_candidates": 1}
     assert len(outcome.failures) == 1
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, 1), (2, 2), (None, 3)])
+def test_a_context_gives_as_many_pairs_as_the_settings_say_and_counts_once(most, kept):
+    several = SETTINGS.model_copy(update={"pairs_per_context": most})
+    outcome, alone = mined(settings=several), mined()
+    assert len(alone.preferences) == 6
+    assert outcome.preferences[::kept] == alone.preferences
+    ends = [(pair.chosen, pair.rejected) for pair in outcome.preferences]
+    assert ends == [(3, 0), (3, 1), (3, 2)][:kept] * 6
+    assert (outcome.contexts, outcome.share) == (alone.contexts, alone.share) == (6, 1.0)
+    assert outcome.comparisons == alone.comparisons
+
+
+def test_every_pair_of_a_context_names_its_sources():
+    several = SETTINGS.model_copy(update={"pairs_per_context": None})
+    sources = {f"q{i}": (f"{i:064x}",) for i in range(8)}
+    by_context = {}
+    for pair in mined(settings=several, sources=sources).preferences:
+        by_context.setdefault(pair.context, set()).add(pair.sources)
+    assert {len(found) for found in by_context.values()} == {1}
+    assert all(len(named) == 5 for found in by_context.values() for named in found)
 
 
 def test_no_contexts_have_no_yield():

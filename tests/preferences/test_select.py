@@ -1,4 +1,4 @@
-"""Pair selection against brute force over all paths, the rules one by one, and the random control."""
+"""Pair selection against brute force over all paths, the rules one by one, several pairs, and the random control."""
 
 from collections import Counter
 from itertools import pairwise, permutations
@@ -48,7 +48,7 @@ def contexts(draw):
 
 
 def brute_force(candidates, comparisons, bound):
-    """The pair by enumerating every sequence of nodes; shares no code with the library."""
+    """All admissible pairs, the best first, by enumerating every sequence of nodes; shares no code with the library."""
     lowest = {c.memory: min((d for d in candidates if d.memory == c.memory), key=lambda d: d.index) for c in candidates}
     node = {c.index: lowest[c.memory] for c in candidates}
     edges = set()
@@ -74,25 +74,69 @@ def brute_force(candidates, comparisons, bound):
         and (p[0].quality_ok or p[-1].quality_ok)
         and abs(p[0].memory_tokens - p[-1].memory_tokens) < bound
     ]
-    return min(options, default=None)
+    longest = {option[2:]: option for option in sorted(options, reverse=True)}
+    return sorted(longest.values())
+
+
+def keys(pairs):
+    return [(-p.path_length, p.token_difference, p.rejected, p.chosen) for p in pairs]
 
 
 @settings(max_examples=300)
 @given(contexts(), st.integers(1, 5))
 def test_the_pair_is_the_one_that_brute_force_over_all_paths_finds(context, bound):
     candidates, comparisons = context
-    pair = select_pair(candidates, comparisons, bound)
-    found = pair and (-pair.path_length, pair.token_difference, pair.rejected, pair.chosen)
-    assert found == brute_force(candidates, comparisons, bound)
+    assert keys(select(candidates, comparisons, bound).preferences) == brute_force(candidates, comparisons, bound)[:1]
+
+
+@settings(max_examples=300)
+@given(contexts(), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 6)))
+def test_several_pairs_are_the_best_of_those_that_brute_force_finds(context, bound, most):
+    candidates, comparisons = context
+    found = select(candidates, comparisons, bound, most).preferences
+    assert keys(found) == brute_force(candidates, comparisons, bound)[:most]
+
+
+@given(contexts(), st.one_of(st.none(), st.integers(1, 6)))
+def test_the_first_of_several_pairs_is_the_only_one_of_one_and_none_comes_twice(context, most):
+    several = select(*context, BOUND, most)
+    alone = select(*context, BOUND)
+    assert several.preferences[:1] == alone.preferences
+    assert several.reason == alone.reason
+    assert next(iter(several.preferences), None) == select_pair(*context, BOUND)
+    ends = [(pair.chosen, pair.rejected) for pair in several.preferences]
+    assert len(set(ends)) == len(ends)
+    # no memory is preferred in one pair and rejected in another
+    assert {chosen for chosen, _ in ends}.isdisjoint(rejected for _, rejected in ends)
+
+
+@given(contexts(), st.integers(1, 5))
+def test_every_one_of_several_pairs_is_admissible(context, bound):
+    candidates, comparisons = context
+    by_index = {c.index: c for c in candidates}
+    for pair in select(candidates, comparisons, bound, None).preferences:
+        chosen, rejected = by_index[pair.chosen], by_index[pair.rejected]
+        assert chosen.quality_ok
+        assert chosen.memory != rejected.memory
+        assert pair.token_difference == abs(chosen.memory_tokens - rejected.memory_tokens) < bound
+        assert pair.questions == select_pair(candidates, comparisons, bound).questions
+
+
+def test_several_pairs_stand_from_the_longest_path_to_the_shortest():
+    candidates = [candidate(0), candidate(1, tokens=12), candidate(2), candidate(3)]
+    chain = [beats(3, 2), beats(2, 1), beats(1, 0)]
+    pairs = select(candidates, chain, BOUND, None).preferences
+    assert [(p.chosen, p.rejected, p.path_length) for p in pairs] == [(3, 0, 3), (3, 1, 2), (3, 2, 1)]
+    assert select(candidates, chain, BOUND, 2).preferences == pairs[:2]
 
 
 @given(contexts(), st.randoms(use_true_random=False))
-def test_the_pair_does_not_depend_on_the_order_of_candidates_or_comparisons(context, random):
+def test_the_pairs_do_not_depend_on_the_order_of_candidates_or_comparisons(context, random):
     candidates, comparisons = context
-    before = select(candidates, comparisons, 3)
+    before = select(candidates, comparisons, 3, None)
     random.shuffle(candidates)
     random.shuffle(comparisons)
-    assert select(candidates, comparisons, 3) == before
+    assert select(candidates, comparisons, 3, None) == before
 
 
 @given(contexts())
@@ -107,7 +151,7 @@ def test_the_chosen_memory_is_always_of_good_quality_and_differs_from_the_reject
 @given(contexts())
 def test_there_is_either_a_pair_or_a_reason(context):
     selection = select(*context, BOUND)
-    assert (selection.preference is None) != (selection.reason is None)
+    assert (selection.preferences == ()) != (selection.reason is None)
 
 
 def test_the_longest_path_wins_and_its_ends_are_the_pair():
@@ -219,15 +263,16 @@ groups = st.lists(
 )
 
 
-@given(groups, st.integers(1, 25), st.integers(0, 4), st.integers(0, 9))
-def test_a_random_pair_is_two_different_good_memories_within_the_bound(drawn, bound, limit, seed):
+@given(groups, st.integers(1, 25), st.integers(0, 9), st.integers(0, 9), st.sampled_from([1, 2, 3, None]))
+def test_a_random_pair_is_two_different_good_memories_within_the_bound(drawn, bound, limit, seed, most):
     made = [
         [candidate(i, t, n, g, context=f"c{k}") for i, (t, n, g) in enumerate(group)] for k, group in enumerate(drawn)
     ]
     by_name = {(c.context, c.index): c for group in made for c in group}
-    pairs = random_pairs(made, bound, limit, seed)
+    pairs = random_pairs(made, bound, limit, seed, most)
     assert len(pairs) <= limit
-    assert len({pair.context for pair in pairs}) == len(pairs)
+    assert most is None or max(Counter(pair.context for pair in pairs).values(), default=0) <= most
+    assert len({(pair.context, frozenset((pair.chosen, pair.rejected))) for pair in pairs}) == len(pairs)
     for pair in pairs:
         w, loser = by_name[pair.context, pair.chosen], by_name[pair.context, pair.rejected]
         assert w.quality_ok and loser.quality_ok and w.memory != loser.memory
@@ -242,6 +287,24 @@ def test_random_pairs_depend_on_the_seed_and_not_on_the_order_of_contexts_or_can
     assert turned == pairs[::-1]
     assert len(pairs) == 10
     assert random_pairs(made, BOUND, 10, 1) != pairs
+
+
+def test_several_random_pairs_begin_with_the_one_that_would_be_drawn_alone():
+    made = [[candidate(i, context=f"c{k}") for i in range(4)] for k in range(10)]
+    alone, several = random_pairs(made, BOUND, 10, 0), random_pairs(made, BOUND, 1000, 0, None)
+    assert Counter(p.context for p in several) == {f"c{k}": 6 for k in range(10)}
+    first = {}
+    for pair in several:
+        first.setdefault(pair.context, pair)
+    assert list(first.values()) == alone
+
+
+def test_contexts_are_drawn_until_there_are_enough_random_pairs():
+    made = [[candidate(i, context=f"c{k}") for i in range(4)] for k in range(10)]
+    counts = Counter(pair.context for pair in random_pairs(made, BOUND, 8, 0, 3))
+    assert sorted(counts.values()) == [2, 3, 3]
+    one_each = {pair.context for pair in random_pairs(made, BOUND, 3, 0)}
+    assert set(counts) == one_each
 
 
 def test_random_pairs_are_drawn_evenly():

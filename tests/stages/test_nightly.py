@@ -1,29 +1,27 @@
 """The stages of a night for a shard: what is mined and trained, and why an environment is not."""
 
+import json
 import re
-import shutil
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from night_parts import NEEDED, Logs, brief, shard
+from mined_site import ADAPTER, Site
+from night_parts import NEEDED, Logs, brief
 
-from taskmem.backends import backends_for, helpfulness_judge
 from taskmem.cli import shipped_base
-from taskmem.config import Profile, load_profile, override
+from taskmem.config import override
 from taskmem.judge.protocols import HelpfulnessJudge, JudgeError, Position
-from taskmem.lineage.outcome import Outcome
+from taskmem.policy.transformers_policy import policy_digest
 from taskmem.records import Comparison, Context, Preference, Question, read_records
+from taskmem.registry import Provenance, fetch, publish
 from taskmem.stages.adapt import phase_two
-from taskmem.stages.candidates import rollout_cache
-from taskmem.stages.judging import judge_scoring
 from taskmem.stages.mining import random_mining
-from taskmem.stages.nightly import Learning, collect_shard, mine_shard, train_shard
-from taskmem.stages.segmentation import segmentation
-from taskmem.world.splits import render_split
+from taskmem.steer import read_adapter
+from taskmem.store import LocalStore
 
 
 class Recorder:
@@ -59,57 +57,6 @@ class Failing(Recorder):
         if self._context in (None, context.id):
             raise JudgeError("the endpoint answered 503 four times")
         return super()._verdict(context, questions, first, second)
-
-
-@dataclass(frozen=True)
-class Site:
-    """Short streams, the shipped base's candidates with their judgements, and the feedback of three environments."""
-
-    root: Path
-    profile: Profile
-    judge: HelpfulnessJudge
-
-    @property
-    def learning(self) -> Learning:
-        return Learning(*(self.root / name for name in ("feedback", "rollouts", "judgements", "film")))
-
-    def mine(self, *environments: str | dict[str, Any], out: str = "pairs") -> list[Outcome]:
-        return mine_shard(shard(*environments), self.learning, self.judge, self.profile, 0, self.root / out)
-
-    def pairs(self, name: str, out: str = "pairs") -> list[Preference]:
-        return read_records(self.root / out / name / "preferences.jsonl", Preference)
-
-    def train(self, *environments: str | dict[str, Any], out: str = "adapters", **more: Any) -> list[Outcome]:
-        paths = (self.root / "pairs", self.root / "rollouts", self.root / "film", shipped_base())
-        return train_shard(shard(*environments), *paths, self.profile, 0, self.root / out, **more)
-
-    def adapter(self, name: str, out: str = "adapters") -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted((self.root / out / name).iterdir())}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("site")
-    small = {"world": {"stream_segments": 4, "deployment": 3}, "mining": {"candidates": 6}, "phase_two": {"steps": 2}}
-    profile = override(load_profile("miniature"), small, "small")
-    assert profile.world is not None
-    render_split(root / "world", "deployment", profile.world, 0)
-    segmentation(root / "world" / "videos", profile, root / "film")
-    rollout_cache(root / "film", shipped_base(), profile, 0, root / "rollouts")
-    judge_scoring(root / "rollouts", root / "film", backends_for(profile, root / "world"), profile, root / "judgements")
-    logs = Logs(root, profile)
-    logs.ask("door", range(NEEDED))
-    logs.ask("room", range(NEEDED), type="room", text="which room was it at 00:01?")
-    logs.ask("weather", range(NEEDED), type="weather", text="will it rain?")
-    collect_shard(shard("door", "room", "weather", "quiet"), root / "events", "", profile, root / "feedback")
-    return Site(root, profile, helpfulness_judge(profile))
-
-
-@pytest.fixture
-def site(tmp_path: Path, prepared: Site) -> Site:
-    shutil.copytree(prepared.root, tmp_path, dirs_exist_ok=True)
-    return replace(prepared, root=tmp_path)
 
 
 def test_each_environment_has_the_pairs_that_its_own_questions_prefer(site: Site) -> None:
@@ -185,6 +132,27 @@ def test_random_pairs_are_drawn_to_match_those_that_were_mined(tmp_path: Path, s
     assert all(pair.questions == () for pair in site.pairs("random"))
 
 
+@pytest.mark.parametrize("most", [2, None])
+def test_several_pairs_of_a_context_are_mined_and_as_many_drawn_for_the_control(site: Site, most: int | None) -> None:
+    several = {"mining": {"pairs_per_context": most}}
+    of_each = {"environment": "door", "settings": several}
+    Logs(site.root, site.profile).collect("door", *_named(of_each), store=False, out="feedback")
+    assert brief(site.mine("door", *_named(of_each))) == [(n, "ready", "") for n in ("door", "mined", "random")]
+    one, mined, drawn = (site.pairs(n) for n in ("door", "mined", "random"))
+    counts = Counter(pair.context for pair in mined)
+    assert set(counts) == {pair.context for pair in one}
+    assert [next(p for p in mined if p.context == pair.context) for pair in one] == one
+    assert max(counts.values()) == 2
+    assert len(one) < len(drawn) <= len(mined)
+    assert all(pair.sources for pair in mined)
+    summary = json.loads((site.root / "pairs" / "mined" / "summary.json").read_text())
+    assert summary["contexts"] == json.loads((site.root / "pairs" / "door" / "summary.json").read_text())["contexts"]
+
+
+def _named(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**spec, "adapter": "mined"}, {**spec, "adapter": "random", "pairs": "random"}]
+
+
 def test_the_same_mining_again_gives_the_same_bytes(site: Site) -> None:
     def made() -> dict[str, bytes]:
         site.mine("weather", "door")
@@ -203,23 +171,61 @@ def test_every_environment_gets_an_adapter_of_its_own(site: Site) -> None:
         ("weather", "failed", "preference_mining"),
         ("quiet", "skipped", "feedback_collection"),
     ]
-    assert set(site.adapter("door")) == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+    assert set(site.adapter("door")) == ADAPTER
     weights = [site.adapter(name)["adapter_model.safetensors"] for name in ("door", "room")]
     assert weights[0] != weights[1]
 
 
 def test_an_adapter_does_not_depend_on_its_shard(site: Site) -> None:
     site.mine("door", "room")
-    site.train("room", "door")
     paths = (site.root / "pairs" / "door", site.root / "rollouts", site.root / "film", shipped_base())
     phase_two(*paths, "door", site.profile, 0, site.root / "by hand")
-    assert site.adapter("door", "by hand") == site.adapter("door")
+    for order, cache in ((["room", "door"], None), (["door", "room"], None), (["room", "door"], site.root / "kept")):
+        site.train(*order, cache=cache)
+        assert site.adapter("door", "by hand") == site.adapter("door")
+
+
+def test_who_asked_is_carried_from_the_feedback_into_the_adapter_s_record(site: Site) -> None:
+    site.mine("door")
+    site.train("door")
+    record = json.loads(site.adapter("door")["influence.json"])
+    pairs = site.pairs("door")
+    assert [p["sources"] for p in record["pairs"]] == [list(pair.sources) for pair in pairs]
+    assert set(record["sources"]) == {"0" * 64, "1" * 64, "2" * 64}
+    # five questions, all of them shown: two each of the first two sources, but a source counts once
+    assert [e["pairs"] for e in record["sources"].values()] == [pytest.approx(len(pairs) / 3, abs=1e-5)] * 3
+
+
+def test_random_pairs_rest_on_nobody_s_questions_and_record_nobody(site: Site) -> None:
+    random = {"environment": "door", "adapter": "random", "pairs": "random"}
+    Logs(site.root, site.profile).collect(random, store=False, out="feedback")
+    site.mine(random)
+    site.train(random)
+    assert set(site.adapter("random")) == ADAPTER - {"influence.json"}
+
+
+def test_an_adapter_with_its_record_of_sources_is_published_without_it(site: Site) -> None:
+    site.mine("door")
+    site.train("door")
+    store = LocalStore(site.root / "store")
+    provenance = Provenance(
+        parent=None, policy=policy_digest(shipped_base()), pairs="c" * 64, feedback="d" * 64, feedback_count=5, judges=(),
+        commit="unknown", image="local", seed=0,
+    )  # fmt: skip
+    version = publish(store, "door", site.root / "adapters" / "door", provenance, read_adapter).version
+    fetch(store, "door", version, site.root / "fetched")
+    fetched = {path.name: path.read_bytes() for path in (site.root / "fetched").iterdir()}
+    made = site.adapter("door")
+    assert {name: fetched.get(name) for name in ADAPTER - {"influence.json"}} == {
+        name: made[name] for name in ADAPTER - {"influence.json"}
+    }
+    assert "influence.json" not in fetched
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"layer": 99}, "ValueError: .*99"),
+        ({"layer": 99}, ".*/base: has decoder layers 0 to 3, phase_two.layer is 99; "),
         ({"learning_rate": 1e30}, ".*/door: the vector's norm is inf after training; lower phase_two.learning_rate$"),
         ({"beta": 0}, "environment door: phase_two.beta"),
     ],
@@ -230,7 +236,7 @@ def test_training_that_fails_stops_no_other(site: Site, settings: dict[str, Any]
     assert (door.status, room.status) == ("failed", "ready")
     assert re.match(reason, door.reason)
     assert not (site.root / "adapters" / "door").exists()
-    assert set(site.adapter("room")) == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+    assert set(site.adapter("room")) == ADAPTER
 
 
 def test_progress_counts_the_steps_of_all_environments(site: Site) -> None:
