@@ -1,4 +1,4 @@
-"""Comparisons under each environment's recent questions, and one pair per context (METHOD section 4)."""
+"""Comparisons under each environment's recent questions, and the pairs of each context (METHOD section 4)."""
 
 from kfp.dsl import Dataset, Input, Metrics, Output
 
