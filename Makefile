@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow format bench-learning bench-gate base lock clean
+.PHONY: setup demo lint test test-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison base lock clean
 
 setup: $(READY)
 
@@ -43,6 +43,18 @@ bench-learning: setup
 # 2,000 nights with an equal challenger, and the gate's power; needs what bench-learning left in runs/
 bench-gate: setup
 	$(BIN)/python -m benchmarks.gate
+
+# TRL on the full model against our engine: seconds per pair, peak memory; about twelve minutes
+bench-phase-two: setup
+	$(BIN)/python -m benchmarks.phase_two
+
+# the upper half of the 30B model at true size; on a GPU, else a tiny one
+bench-phase-two-30b: setup
+	$(BIN)/python -m benchmarks.phase_two_30b
+
+# a source that asks 5 % and 30 % of the questions about another type; needs what bench-learning left in runs/
+bench-poison: setup
+	$(BIN)/python -m benchmarks.poison
 
 # the shipped base policy, rebuilt from its recipe
 base: setup
