@@ -89,7 +89,7 @@ class PairEngine:
         """Losses and gradients of `pairs` (numbers of examples) at `vector` [H].
 
         With `per_pair` every pair's own gradient is given. That costs nothing as long as a context has one pair, else one
-        backward per pair of a context.
+        backward per pair or per completion of a context, whichever are fewer.
         """
         logps = torch.zeros(2, len(pairs), dtype=self.dtype, device=self.device)
         losses = torch.zeros(len(pairs), dtype=self.dtype, device=self.device)
@@ -102,23 +102,51 @@ class PairEngine:
             compared = self._with_reference(found, [pairs[i] for i in part.pairs])
             of_part = dpo_losses(compared, settings.beta, settings.loss, settings.label_smoothing)
             if per_pair:
-                gradients[part.pairs] = self._each(part, pairs, of_part, steered)
+                gradients[part.pairs] = self._each(part, pairs, found, of_part, steered)
             else:
                 gradients += self._summed(of_part.sum(), steered).sum(0) / len(pairs)
             logps[:, part.pairs], losses[part.pairs] = found.detach(), of_part.detach()
         return Step(self._with_reference(logps, pairs), losses, gradients)
 
-    def _each(self, part: _Part, pairs: Sequence[int], losses: torch.Tensor, steered: torch.Tensor) -> torch.Tensor:
+    def _each(
+        self, part: _Part, pairs: Sequence[int], found: torch.Tensor, losses: torch.Tensor, steered: torch.Tensor
+    ) -> torch.Tensor:
         """The gradient of each pair of a part, [pairs of the part, H]: a row's is its pair's if it has only one."""
         rows = [part.contexts.index(self._examples[pairs[i]].context) for i in part.pairs]
         # the n-th pair of every row shares one backward
         turn = [rows[:i].count(row) for i, row in enumerate(rows)]
+        if max(len(group) for group in part.completions) < max(turn) + 1:
+            return self._of_completions(part, pairs, rows, found, losses, steered)
         gradients = torch.zeros(len(rows), self.hidden_size, dtype=self.dtype, device=self.device)
         for now in range(max(turn) + 1):
             chosen = [i for i, of in enumerate(turn) if of == now]
             by_row = self._summed(losses[chosen].sum(), steered, again=now < max(turn))
             gradients[chosen] = by_row[[rows[i] for i in chosen]]
         return gradients
+
+    def _of_completions(
+        self,
+        part: _Part,
+        pairs: Sequence[int],
+        rows: Sequence[int],
+        found: torch.Tensor,
+        losses: torch.Tensor,
+        steered: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same by the chain rule: a pair's gradient is a weighted sum of its two completions' log-probabilities'."""
+        (weight,) = torch.autograd.grad(losses.sum(), found, retain_graph=True)
+        place = [{tokens: n for n, tokens in enumerate(group)} for group in part.completions]
+        examples = [self._examples[pairs[i]] for i in part.pairs]
+        of_pair = [[place[row][e.chosen], place[row][e.rejected]] for row, e in zip(rows, examples, strict=True)]
+        # one entry of `found` for the n-th completion of each row
+        shown = {(rows[i], n): (side, i) for i, two in enumerate(of_pair) for side, n in enumerate(two)}
+        most = max(len(group) for group in part.completions)
+        each = torch.zeros(len(place), most, self.hidden_size, dtype=self.dtype, device=self.device)
+        for n in range(most):
+            entries = [found[shown[row, n]] for row in range(len(place)) if (row, n) in shown]
+            each[:, n] = self._summed(torch.stack(entries).sum(), steered, again=n + 1 < most)
+        chosen, rejected = (each[list(rows), [two[side] for two in of_pair]] for side in (0, 1))
+        return weight[0, :, None] * chosen + weight[1, :, None] * rejected
 
     def _summed(self, loss: torch.Tensor, steered: torch.Tensor, again: bool = False) -> torch.Tensor:
         """The gradient with respect to a vector added to all of a row, [B, H]: that of the states, summed over positions."""

@@ -1,5 +1,7 @@
 """The engine against TRL's DPOTrainer on the full model: same adapter, same pairs, same gradient."""
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,27 @@ def test_a_pairs_gradient_does_not_depend_on_the_pairs_beside_it(policies: dict[
         alone = packed.step(at, [i], settings, per_pair=False)
         assert apart(together.gradients[i], alone.gradients[0]) < 1e-6
         assert float(together.losses[i]) == pytest.approx(float(alone.losses[0]), abs=1e-9)
+
+
+def test_all_pairs_of_a_row_share_their_completions_backwards_and_keep_their_own_gradients(
+    policies: dict[str, Path],
+) -> None:
+    settings = short_profile(layer=1).phase_two
+    of = case(encoder_of(policies["six layers"]), pairs=3, video=True)
+    # the first context with all six pairs of its four completions, the second with one
+    first = [e for e in of.examples if e.context == 0]
+    known = list(dict.fromkeys(tokens for e in first for tokens in (e.chosen, e.rejected)))
+    every = [replace(first[0], chosen=a, rejected=b) for a, b in combinations(known, 2)]
+    examples = [*every, next(e for e in of.examples if e.context == 1)]
+    assert (len(known), len(examples)) == (4, 7)
+    packed = engine_of(policies["six layers"], 1, replace(of, examples=examples), torch.float64)
+    at = somewhere(packed.hidden_size)
+    together = packed.step(at, range(7), settings, per_pair=True)
+    for i in range(7):
+        alone = packed.step(at, [i], settings, per_pair=False)
+        assert apart(together.gradients[i], alone.gradients[0]) < 1e-6
+    whole = packed.step(at, range(7), settings, per_pair=False)
+    assert apart(together.gradients.mean(0), whole.gradients[0]) < 1e-6
 
 
 def test_rows_in_batches_of_one_give_the_same_as_all_at_once(policies: dict[str, Path]) -> None:
