@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison base lock clean
+.PHONY: setup demo lint test test-slow test-explore format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison base lock clean
 
 setup: $(READY)
 
@@ -35,6 +35,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# the property tests with 2,000 new random examples each
+test-explore: setup
+	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu' --hypothesis-profile explore
 
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup

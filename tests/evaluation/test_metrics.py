@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from taskmem.config import EvaluationSettings
@@ -50,7 +50,6 @@ cells = st.lists(
 
 
 @given(cells)
-@settings(deadline=None)
 def test_accuracy_is_coverage_times_precision_in_every_cell(graded: list[Graded]) -> None:
     table = breakdown(graded, SETTINGS, seed=0)
     for cell in (table.overall, *table.by_type.values(), *table.by_environment.values()):
@@ -60,7 +59,6 @@ def test_accuracy_is_coverage_times_precision_in_every_cell(graded: list[Graded]
 
 
 @given(cells, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_questions_does_not_matter(graded: list[Graded], rng: random.Random) -> None:
     shuffled = rng.sample(graded, len(graded))
     assert breakdown(shuffled, SETTINGS, seed=3) == breakdown(graded, SETTINGS, seed=3)
@@ -183,7 +181,6 @@ def test_a_gain_that_every_video_shares_is_certain_however_much_the_videos_diffe
 
 
 @given(cells.filter(bool), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_difference_is_that_of_the_accuracies_and_lies_in_its_interval(
     graded: list[Graded], rng: random.Random
 ) -> None:

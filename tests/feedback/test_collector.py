@@ -177,7 +177,7 @@ def test_an_unfinished_last_line_is_listed_and_left_for_the_next_collection(path
     assert (ids(second), second.refused) == ({"shop": ["q2"]}, ())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(st.integers(0, 4), min_size=1, max_size=6))
 def test_however_the_log_is_divided_every_event_is_collected_exactly_once(tmp_path: Path, parts: list[int]) -> None:
     path = tmp_path / "events.jsonl"

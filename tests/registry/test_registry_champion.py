@@ -193,7 +193,7 @@ def test_a_damaged_pointer_is_found(published: LocalStore, tmp_path: Path) -> No
         champion(published, "door")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=8))
 def test_the_champion_moves_exactly_when_it_is_the_one_expected(
     published: LocalStore, steps: list[tuple[int, int]]

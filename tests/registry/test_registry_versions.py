@@ -108,7 +108,7 @@ def test_what_happens_to_the_folder_later_does_not_reach_the_version(
     assert contents(tmp_path / "fetched")["training.json"] == original["training.json"]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.integers(0, 3), min_size=1, max_size=8))
 def test_however_often_and_in_whatever_order_each_content_is_one_version(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]

@@ -46,7 +46,7 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Element:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that cover low to high, `about` of them: steps of 1, 2, 2.5 or 5 times a power of ten."""
+    """Round numbers that cover low to high, to a billionth of a step, `about` of them: steps of 1, 2, 2.5 or 5 times 10^n."""
     span = high - low
     if not span > 0:
         span = abs(low) or 1.0
