@@ -53,6 +53,10 @@ def load_images(path: Path | None) -> Images:
     if path is None:
         version = metadata.version("taskmem")
         return Images(data=f"{REGISTRY}/data:{version}", train=f"{REGISTRY}/train:{version}")
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; give a JSON file with one reference for each of {', '.join(Images.model_fields)}"
+        )
     document = read_json(path)
     try:
         return Images.model_validate(document)

@@ -96,7 +96,7 @@ def test_a_file_that_is_not_json_is_refused(tmp_path: Path, content: str | bytes
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file; give a JSON file"):
         load_images(tmp_path / "images.json")
 
 
