@@ -21,17 +21,6 @@ from pipelines.parts import Placement, adapt_shard, importer, judged_candidates,
 from taskmem.world.splits import SPLITS
 
 
-class Arm(NamedTuple):
-    """What one adapted arm made."""
-
-    feedback: Dataset
-    preferences: Dataset
-    adapters: Model
-    verdicts: Dataset
-    outcomes: Dataset
-    evaluation: Dataset
-
-
 class Arms(NamedTuple):
     """What all adapted arms made."""
 
@@ -52,71 +41,10 @@ class Demo(NamedTuple):
     record: Dataset
 
 
-def _arm(put: Placement) -> BaseComponent:
-    """One adapted arm: collect, adapt, evaluate on the held-out streams."""
+def _arms(put: Placement) -> BaseComponent:
+    """All adapted arms, two at a time: collect, adapt, evaluate on the held-out streams."""
     adapt = adapt_shard(put, own_store=True)
     collect, evaluate = named(feedback_collection, "collect-arm"), named(streaming_eval, "evaluate-arm")
-
-    @dsl.pipeline(name="arm", description="One adapter from feedback to its held-out evaluation.")
-    def arm(
-        shard: dict,
-        events: Input[Dataset],
-        rollouts: Input[Dataset],
-        judgements: Input[Dataset],
-        segments: Input[Dataset],
-        policy: Input[Model],
-        champion: Input[Dataset],
-        gate_segments: Input[Dataset],
-        gate_questions: Input[Dataset],
-        held_out: Input[Dataset],
-        questions: Input[Dataset],
-        store: str,
-        profile: str,
-        seed: int,
-    ) -> Arm:
-        collected = put(
-            collect(shard=shard, events=events, store="", profile=profile), "feedback_collection", "collect"
-        )
-        adapted = adapt(
-            shard=shard,
-            feedback=collected.outputs["feedback"],
-            rollouts=rollouts,
-            judgements=judgements,
-            segments=segments,
-            policy=policy,
-            champion=champion,
-            gate_segments=gate_segments,
-            gate_questions=gate_questions,
-            store=store,
-            profile=profile,
-            seed=seed,
-        )
-        evaluated = evaluate(
-            shard=shard,
-            segments=held_out,
-            questions=questions,
-            policy=policy,
-            adapters=adapted.outputs["adapters"],
-            profile=profile,
-            seed=seed,
-            **put.truth(questions),
-        )
-        put(evaluated, "streaming_eval", "evaluate")
-        return Arm(
-            feedback=collected.outputs["feedback"],
-            preferences=adapted.outputs["preferences"],
-            adapters=adapted.outputs["adapters"],
-            verdicts=adapted.outputs["verdicts"],
-            outcomes=adapted.outputs["outcomes"],
-            evaluation=evaluated.outputs["evaluation"],
-        )
-
-    return arm
-
-
-def _arms(put: Placement) -> BaseComponent:
-    """All adapted arms, two at a time."""
-    one = _arm(put)
 
     @dsl.pipeline(name="arms", description="Every adapted arm.")
     def arms(
@@ -136,9 +64,11 @@ def _arms(put: Placement) -> BaseComponent:
         seed: int,
     ) -> Arms:
         with dsl.ParallelFor(shards, name="arm", parallelism=2) as shard:
-            done = one(
+            collected = collect(shard=shard, events=events, store="", profile=profile)
+            put(collected, "feedback_collection", "collect")
+            done = adapt(
                 shard=shard,
-                events=events,
+                feedback=collected.outputs["feedback"],
                 rollouts=rollouts,
                 judgements=judgements,
                 segments=segments,
@@ -146,19 +76,21 @@ def _arms(put: Placement) -> BaseComponent:
                 champion=champion,
                 gate_segments=gate_segments,
                 gate_questions=gate_questions,
-                held_out=held_out,
-                questions=questions,
                 store=store,
                 profile=profile,
                 seed=seed,
             )
+            asked = {"segments": held_out, "questions": questions, **put.truth(questions)}
+            steered = {"policy": policy, "adapters": done.outputs["adapters"]}
+            evaluated = evaluate(shard=shard, **asked, **steered, profile=profile, seed=seed)
+            put(evaluated, "streaming_eval", "evaluate")
         return Arms(
-            feedback=dsl.Collected(done.outputs["feedback"]),
+            feedback=dsl.Collected(collected.outputs["feedback"]),
             preferences=dsl.Collected(done.outputs["preferences"]),
             adapters=dsl.Collected(done.outputs["adapters"]),
             verdicts=dsl.Collected(done.outputs["verdicts"]),
             outcomes=dsl.Collected(done.outputs["outcomes"]),
-            evaluations=dsl.Collected(done.outputs["evaluation"]),
+            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         )
 
     return arms

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Numbers = dict[str, float]
-QUESTIONS = "questions.jsonl"
 IMAGE = "TASKMEM_IMAGE"
 """The variable in which a task is told which image it runs in."""
 TRUNK_CACHE = "TASKMEM_TRUNK_CACHE"
@@ -67,6 +66,12 @@ def _backends(profile: Profile, world: str | None) -> "Backends":
     from taskmem.backends import backends_for
 
     return backends_for(profile, Path(world) if world else None)
+
+
+def _questions(split: str) -> Path:
+    from taskmem.stages.common import QUESTIONS
+
+    return Path(split) / QUESTIONS
 
 
 def _image() -> str:
@@ -125,7 +130,7 @@ def phase_one_gspo(
     settings = parse_profile(profile)
     out = Path(training)
     ends = _backends(settings, world)
-    asked = Path(questions) / QUESTIONS
+    asked = _questions(questions)
     phase_one(Path(segments), Path(base), Path(development), asked, ends, settings, seed, out, progress_lines())
     shutil.move(out / "policy", policy)
     validated = read_json(out / "validation.json")
@@ -171,7 +176,7 @@ def deployment(
 
     settings = parse_profile(profile)
     ends = _backends(settings, world)
-    asked, out = Path(questions) / QUESTIONS, Path(memories)
+    asked, out = _questions(questions), Path(memories)
     stage(Path(segments), Path(policy), asked, ends, settings, seed, out, progress_lines())
     shutil.move(out / EVENTS, events)
     return _numbers(read_json(out / SUMMARY))
@@ -260,7 +265,7 @@ def streaming_eval(
         raise UserError(f"shard {parsed.name}: names no environment whose adapter or questions to use")
     adapter = ready(Path(adapters), spec) if adapters and spec else None
     task = recent_task_prompt(ready(Path(feedback), spec), spec.environment, settings) if feedback and spec else None
-    asked, out = Path(questions) / QUESTIONS, Path(evaluation)
+    asked, out = _questions(questions), Path(evaluation)
     stage(Path(segments), asked, Path(policy), ends, settings, seed, out, adapter, task, progress_lines())
     summary = read_json(out / SUMMARY)
     return _numbers({**summary["overall"], **summary})
@@ -301,7 +306,7 @@ def gate(
         policy=Path(policy),
         evaluation=Path(evaluation),
         segments=Path(segments),
-        questions=Path(questions) / QUESTIONS,
+        questions=_questions(questions),
         feedback=Path(feedback),
     )
     ends = _backends(settings, world)
@@ -360,7 +365,7 @@ def results_report(
         verdicts=[Path(folder) for folder in verdicts],
         training=Path(training),
         segments=Path(segments),
-        questions=Path(questions) / QUESTIONS,
+        questions=_questions(questions),
         feedback=Path(feedback),
     )
     ends = _backends(settings, world)
