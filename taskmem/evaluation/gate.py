@@ -23,7 +23,7 @@ from taskmem.errors import UserError
 from taskmem.evaluation.metrics import Graded, Interval, paired_difference
 from taskmem.records import Index, Name, Part, Record, one_line
 
-Outcome = Literal["challenger", "champion", "tie"]
+Winner = Literal["challenger", "champion", "tie"]
 QuestionKey = tuple[str, str, str, str]
 """`Graded.key`: environment, stream, type, question."""
 
@@ -52,11 +52,11 @@ class GatedContext(Record):
     stream: Name
     index: Index
     decided_by: Literal["judge", "text", "grammar"] | None = None
-    outcome: Outcome | None = None
+    outcome: Winner | None = None
     champion: Quality | None = None
     challenger: Quality | None = None
-    first_order: Outcome | None = None  # the winner with the champion's memory shown first
-    second_order: Outcome | None = None  # and with the challenger's
+    first_order: Winner | None = None  # the winner with the champion's memory shown first
+    second_order: Winner | None = None  # and with the challenger's
     questions: tuple[str, ...] = ()
     reason: str | None = None
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.evaluation.gate import GatedContext, Outcome, Quality, QuestionKey, Trial, Verdict, decide
+from taskmem.evaluation.gate import GatedContext, Quality, QuestionKey, Trial, Verdict, Winner, decide
 from taskmem.evaluation.metrics import Graded
 from taskmem.feedback import read_collection
 from taskmem.judge.protocols import HelpfulnessJudge, JudgeError, Judges, Position
@@ -116,9 +116,9 @@ class _Comparison:
     """How one context was decided; the orders and questions are there where the judge was asked."""
 
     decided_by: Literal["judge", "text", "grammar"]
-    outcome: Outcome
-    first_order: Outcome | None = None
-    second_order: Outcome | None = None
+    outcome: Winner
+    first_order: Winner | None = None
+    second_order: Winner | None = None
     questions: tuple[str, ...] = ()
 
 
@@ -208,7 +208,7 @@ def _quality(judgement: Judgement) -> Quality:
 
 def _compare(champion: _Side, challenger: _Side, shown: Sequence[Question], judge: HelpfulnessJudge) -> _Comparison:
     if champion.memory is None or challenger.memory is None:
-        kept: Outcome = "champion" if challenger.memory is None else "challenger"
+        kept: Winner = "champion" if challenger.memory is None else "challenger"
         return _Comparison("grammar", "tie" if champion.memory == challenger.memory else kept)
     if champion.memory == challenger.memory:
         return _Comparison("text", "tie")
@@ -219,6 +219,6 @@ def _compare(champion: _Side, challenger: _Side, shown: Sequence[Question], judg
     return _Comparison("judge", outcome, *orders, tuple(question.id for question in shown))
 
 
-def _named(position: Position, first: Outcome, second: Outcome) -> Outcome:
-    winners: dict[Position, Outcome] = {"first": first, "second": second, "tie": "tie"}
+def _named(position: Position, first: Winner, second: Winner) -> Winner:
+    winners: dict[Position, Winner] = {"first": first, "second": second, "tie": "tie"}
     return winners[position]

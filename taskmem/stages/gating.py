@@ -61,16 +61,12 @@ def gate_shard(
         if spec.control:
             raise SkipError("a control is never promoted")
         challenger, feedback = ready(inputs.adapters, spec), ready(inputs.feedback, spec)
-        pointer = champion(registry, spec.environment)
-        if pointer is not None and pointer.policy != policy:
-            pointer = None
-        held = Held(
-            environment=spec.environment,
-            policy=policy,
-            challenger=sha256_tree(challenger),
-            champion=champion(registry, spec.environment),
-        )
+        # read once: promotion moves the very pointer that the challenger was held against
+        now = champion(registry, spec.environment)
+        digest = sha256_tree(challenger)
+        held = Held(environment=spec.environment, policy=policy, challenger=digest, champion=now)
         write_json(folder / HELD, held.model_dump(mode="json"))
+        pointer = now if now is not None and now.policy == policy else None
         if pointer is not None and _is_champion(registry, pointer, challenger):
             atomic_write(folder / VERDICT, read_verdict(registry, spec.environment, pointer.verdict))
             return

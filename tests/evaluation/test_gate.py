@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from taskmem.config import EvaluationSettings, GateSettings, load_profile
 from taskmem.errors import UserError
-from taskmem.evaluation.gate import GatedContext, Outcome, Quality, Trial, Verdict, decide, sign_flip
+from taskmem.evaluation.gate import GatedContext, Quality, Trial, Verdict, Winner, decide, sign_flip
 from taskmem.evaluation.metrics import Graded, paired_difference
 from taskmem.records import dump_record
 
@@ -35,11 +35,11 @@ WRONG = Quality(format=True, faithful=False, non_redundant=True)
 REPEATED = Quality(format=True, faithful=True, non_redundant=False)
 TOO_LONG = Quality(format=False, faithful=True, non_redundant=True)
 BROKEN = Quality(format=False, faithful=None, non_redundant=None)
-OUTCOMES: tuple[Outcome, ...] = ("challenger", "champion", "tie")
+OUTCOMES: tuple[Winner, ...] = ("challenger", "champion", "tie")
 STREAMS = 10
 
 
-def context(stream: int, index: int, outcome: Outcome, ours: Quality = GOOD, theirs: Quality = GOOD) -> GatedContext:
+def context(stream: int, index: int, outcome: Winner, ours: Quality = GOOD, theirs: Quality = GOOD) -> GatedContext:
     return GatedContext(
         context=f"s{stream}:{index}",
         stream=f"s{stream}",
@@ -57,7 +57,7 @@ def unscored(stream: int, index: int, reason: str) -> GatedContext:
     return GatedContext(context=f"s{stream}:{index}", stream=f"s{stream}", index=index, reason=reason)
 
 
-def contexts(outcomes: Sequence[Outcome], ours: Quality = GOOD, theirs: Quality = GOOD) -> list[GatedContext]:
+def contexts(outcomes: Sequence[Winner], ours: Quality = GOOD, theirs: Quality = GOOD) -> list[GatedContext]:
     """The same outcomes in every one of the streams."""
     return [context(s, i, outcome, ours, theirs) for s in range(STREAMS) for i, outcome in enumerate(outcomes)]
 
@@ -84,7 +84,7 @@ def weighed(**changed: Any) -> Trial:
 
 
 def swapped(trial: Trial) -> Trial:
-    other: dict[Outcome | None, Outcome] = {"challenger": "champion", "champion": "challenger", "tie": "tie"}
+    other: dict[Winner | None, Winner] = {"challenger": "champion", "champion": "challenger", "tie": "tie"}
     turned = [
         c
         if c.reason
@@ -134,7 +134,7 @@ def signs_of(values: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 @given(nets, st.sampled_from([0.01, 0.05, 0.2, 0.5]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_equal_arms_pass_at_most_as_often_as_the_level_says(values: list[int], level: float) -> None:
     flipped = [[sign * value for sign, value in zip(signs, values, strict=True)] for signs in signs_of(values)]
     assert sum(sign_flip(nights) <= level for nights in flipped) <= level * len(flipped)
@@ -169,8 +169,8 @@ def test_a_challenger_that_wins_and_loses_nothing_is_promoted() -> None:
     assert list(result.coverage) == ["door"]
 
 
-WIN: list[Outcome] = ["challenger", "challenger", "challenger", "champion"]
-LOSS: list[Outcome] = ["champion", "champion", "champion", "challenger"]
+WIN: list[Winner] = ["challenger", "challenger", "challenger", "champion"]
+LOSS: list[Winner] = ["champion", "champion", "champion", "challenger"]
 FAILURES = [unscored(s, 9, "timed\nout") for s in range(STREAMS)] + [unscored(9, 8, "later")]
 REFUSALS: list[tuple[str, dict[str, Any], GateSettings]] = [
     (
@@ -224,7 +224,6 @@ def test_every_requirement_that_fails_is_named() -> None:
 
 
 @given(trials())
-@settings(deadline=None)
 def test_an_arm_against_itself_is_never_promoted(trial: Trial) -> None:
     same = [c if c.reason else c.model_copy(update={"outcome": "tie"}) for c in trial.contexts]
     result = verdict(replace(trial, contexts=same, challenger=trial.champion), strict(least_wins=1))
@@ -235,7 +234,6 @@ def test_an_arm_against_itself_is_never_promoted(trial: Trial) -> None:
 
 
 @given(trials())
-@settings(deadline=None)
 def test_swapping_the_arms_mirrors_the_numbers(trial: Trial) -> None:
     there, back = verdict(trial), verdict(swapped(trial))
     assert (there.win_test.wins, there.win_test.losses) == (back.win_test.losses, back.win_test.wins)
@@ -249,16 +247,15 @@ lenient = strict(least_wins=1, least_streams=1, least_gold=1)
 
 
 @given(trials())
-@settings(deadline=None)
 def test_of_two_arms_at_most_one_replaces_the_other(trial: Trial) -> None:
     assert not (verdict(trial, lenient).promote and verdict(swapped(trial), lenient).promote)
 
 
 @pytest.mark.parametrize("profile", ["miniature", "qwen3-vl-30b"])
 @given(st.lists(st.sampled_from(OUTCOMES), max_size=5), st.lists(st.booleans(), max_size=5), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_five_questions_alone_never_promote(
-    profile: str, outcomes: list[Outcome], right: list[bool], only_questions: bool
+    profile: str, outcomes: list[Winner], right: list[bool], only_questions: bool
 ) -> None:
     few = [context(s, 0, outcome) for s, outcome in enumerate(outcomes)]
     champion = [Graded(f"q{n}", f"s{n}", "object", "shop", True, False) for n in range(len(right))]
@@ -270,7 +267,6 @@ def test_five_questions_alone_never_promote(
 
 
 @given(trials(), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_evidence_does_not_matter(trial: Trial, rng: random.Random) -> None:
     def shuffled(items: Sequence[Any]) -> list[Any]:
         return rng.sample(list(items), len(items))
@@ -285,7 +281,6 @@ def test_the_order_of_the_evidence_does_not_matter(trial: Trial, rng: random.Ran
 
 
 @given(trials())
-@settings(deadline=None)
 def test_a_verdict_is_a_json_document(trial: Trial) -> None:
     result = verdict(trial)
     assert Verdict.model_validate_json(dump_record(result)) == result
