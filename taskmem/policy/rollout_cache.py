@@ -1,7 +1,8 @@
 """The rollout cache: N candidates per context, sampled once from the frozen policy with the adapter off (METHOD section 4, 1)."""
 
 import random
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -13,17 +14,29 @@ from taskmem.records import Candidate, Context, Rollouts, Segment
 CONTEXTS_AT_ONCE = 16
 
 
+class KeptRollouts(Protocol):
+    """Candidates that outlive a job, by context; several jobs may share them."""
+
+    def get(self, context: str) -> Rollouts | None:
+        """The candidates of a context id, None where there are none yet."""
+        ...
+
+    def keep(self, rollouts: Rollouts) -> Rollouts:
+        """Keep new candidates and return those that are kept: another job's, if it was first."""
+        ...
+
+
 def build_rollouts(
     policy: Policy,
     segments: Sequence[Segment],
     profile: Profile,
     seed: int,
     progress: Progress = silent,
-    kept: MutableMapping[str, Rollouts] | None = None,
+    kept: KeptRollouts | None = None,
 ) -> tuple[list[Rollouts], list[Context]]:
     """Watch the streams with the policy, then sample candidates for (a seeded choice of) its contexts.
 
-    A context whose candidates are `kept` (by its id) is not sampled again; new ones are added there. The preceding memories are
+    A context whose candidates are `kept` is not sampled again; new ones are added there. The preceding memories are
     the policy's own. UserError if an adapter is on: the cache must not depend on any champion.
     """
     if policy.adapter != "none":
@@ -33,14 +46,14 @@ def build_rollouts(
     if wanted is not None and wanted < len(contexts):
         chosen = sorted(random.Random(f"rollouts-{seed}").sample(range(len(contexts)), wanted))
         contexts = [contexts[i] for i in chosen]
-    known: MutableMapping[str, Rollouts] = {} if kept is None else kept
-    cached = {context.id: known[context.id] for context in contexts if context.id in known}
+    cached = {c.id: found for c in contexts if (found := kept.get(c.id))} if kept else {}
     new = [context for context in contexts if context.id not in cached]
     for start in range(0, len(new), CONTEXTS_AT_ONCE):
         part = new[start : start + CONTEXTS_AT_ONCE]
         groups = policy.write(part, profile.mining.candidates, seed)
         for context, group in zip(part, groups, strict=True):
-            cached[context.id] = known[context.id] = _rollouts(context, group, policy, seed)
+            sampled = _rollouts(context, group, policy, seed)
+            cached[context.id] = kept.keep(sampled) if kept else sampled
         progress(len(cached), len(contexts))
     return [cached[context.id] for context in contexts], contexts
 

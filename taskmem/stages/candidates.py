@@ -1,6 +1,5 @@
 """rollout_cache: candidates per context from the frozen policy."""
 
-from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,23 +31,24 @@ def rollout_cache(
     film = footage(segments, profile)
     frozen = load_policy(policy, profile, film.frames_of)
     sampling = canonical_json([PROMPT_VERSION, profile.policy.model_dump(mode="json"), profile.mining.candidates, seed])
-    kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else {}
+    kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else None
     cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress, kept)
     write_records(out / ROLLOUTS, cached)
 
 
-class StoredRollouts(MutableMapping[str, Rollouts]):
-    """Rollouts by context id in an object store, for one policy and one way of sampling; many jobs may share it."""
+class StoredRollouts:
+    """Implements `KeptRollouts` in an object store, for one policy and one way of sampling."""
 
     def __init__(self, store: Store, policy: str, sampling: str) -> None:
         self._store = store
         self._prefix = f"rollouts/{policy}/{sampling}/"
 
-    def __getitem__(self, context: str) -> Rollouts:
+    def get(self, context: str) -> Rollouts | None:
+        """See `KeptRollouts.get`; UserError if the object holds something else."""
         try:
             data = self._store.get(self._key(context)).data
         except KeyMissing:
-            raise KeyError(context) from None
+            return None
         rollouts = parse_line(data.decode(), Rollouts, self._key(context))
         if rollouts.context != context:
             raise UserError(
@@ -56,19 +56,11 @@ class StoredRollouts(MutableMapping[str, Rollouts]):
             )
         return rollouts
 
-    def __setitem__(self, context: str, rollouts: Rollouts) -> None:
-        # another job may have sampled the same context: the first one's candidates stay
+    def keep(self, rollouts: Rollouts) -> Rollouts:
+        """See `KeptRollouts.keep`."""
         with suppress(AlreadyExists):
-            self._store.put_if_absent(self._key(context), dump_record(rollouts).encode())
-
-    def __delitem__(self, context: str) -> None:
-        self._store.delete(self._key(context))
-
-    def __iter__(self) -> Iterator[str]:
-        return (key.removeprefix(self._prefix).replace("/", ":") for key in self._store.list(self._prefix))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+            self._store.put_if_absent(self._key(rollouts.context), dump_record(rollouts).encode())
+        return self.get(rollouts.context) or rollouts
 
     def _key(self, context: str) -> str:
         return self._prefix + context.replace(":", "/")
