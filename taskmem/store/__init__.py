@@ -12,6 +12,7 @@ from taskmem.store.protocol import (
     Stored,
     StoreFault,
 )
+from taskmem.store.s3_faults import OutcomeUnknown
 
 __all__ = [
     "AlreadyExists",
@@ -20,6 +21,7 @@ __all__ = [
     "InvalidKey",
     "KeyMissing",
     "LocalStore",
+    "OutcomeUnknown",
     "Store",
     "StoreFault",
     "Stored",

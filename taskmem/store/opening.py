@@ -9,10 +9,26 @@ from taskmem.store.protocol import Store
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`: a folder's path or file:// URL; UserError for any other scheme."""
+    """The store at `url`: a folder's path, file:// URL or s3://bucket[/prefix]; UserError for any other scheme.
+
+    For what S3 needs and promises see `taskmem.store.s3.open_s3`; UserError if boto3 is not installed.
+    """
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        return _open_s3(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
         return LocalStore(Path(unquote(parts.path)))
     if not url or parts.scheme:
-        raise UserError(f"store {url or '(empty)'}: not a folder's path or file:// URL; give one of these")
+        named = f"{parts.scheme}://..." if parts.scheme else "(empty)"
+        raise UserError(f"store {named}: not a folder's path, file:// or s3:// URL; give one of these")
     return LocalStore(Path(url))
+
+
+def _open_s3(url: str) -> Store:
+    try:
+        from taskmem.store.s3 import open_s3  # noqa: PLC0415 - boto3 is in the extra `cluster` only
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("boto3", "botocore"):
+            raise
+        raise UserError("store s3://...: boto3 is not installed; pip install 'taskmem[cluster]'") from None
+    return open_s3(url)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,36 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3_servers import new_bucket
 
 from taskmem.errors import UserError
 from taskmem.store import AlreadyExists, Conflict, CorruptObject, InvalidKey, KeyMissing, LocalStore, Store
 from taskmem.store.protocol import validate_key
+from taskmem.store.s3 import S3Store
+from taskmem.store.s3_bucket import Bucket
 
 Opener = Callable[[], Store]
+
+
+@cache
+def _bucket_of_this_process() -> str:
+    return new_bucket()
+
+
+@cache
+def _connected(bucket: str) -> Bucket:
+    return Bucket(bucket, attempts=3, timeout=60)
+
+
+def _s3(bucket: str, prefix: str) -> S3Store:
+    """Connected once per process; large objects go up in parts."""
+    return S3Store(_connected(bucket), prefix, part_size=5 * 2**20)
+
 
 # A function of an empty folder that gives what opens the same store in any process.
 OPENERS: dict[str, Callable[[Path], Opener]] = {
     "local": lambda folder: partial(LocalStore, folder / "store"),
+    "s3": lambda folder: partial(_s3, _bucket_of_this_process(), f"{folder.name}/"),
 }
 
 PROCESSES = 4
@@ -204,20 +224,20 @@ def _put(opener: Opener, barrier: Any, worker: int) -> list[int]:
 
 
 def test_of_many_processes_that_put_one_key_exactly_one_wins(opener: Opener, together: Together) -> None:
-    won = together(_put, opener)
+    won, store = together(_put, opener), opener()
     assert sorted(itertools.chain(*won)) == list(range(100))
     for worker, numbers in enumerate(won):
-        assert {opener().get(f"race/{number}").data for number in numbers} <= {f"worker {worker}".encode()}
+        assert {store.get(f"race/{number}").data for number in numbers} <= {f"worker {worker}".encode()}
     assert sum(bool(numbers) for numbers in won) > 1, "one worker won everything, so the test proved nothing"
 
 
 def test_a_swap_does_not_bring_back_what_was_deleted_meanwhile(opener: Opener) -> None:
-    store = opener()
+    store, other = opener(), opener()
     with ThreadPoolExecutor(1) as threads:
         for attempt in range(12):
             # A large object makes the swap take its time over comparing.
             etag = store.put_if_absent("head", bytes(16_000_000))
-            swap = threads.submit(opener().compare_and_swap, "head", b"new", etag)
+            swap = threads.submit(other.compare_and_swap, "head", b"new", etag)
             time.sleep(0.002 * attempt)
             store.delete("head")
             assert swap.exception() is None or isinstance(swap.exception(), Conflict)
