@@ -5,6 +5,7 @@ with a reason, so that no value can differ from the paper's without saying why.
 """
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -257,6 +258,14 @@ class _ProfileFile(Settings):
     deviations: list[Deviation]
 
 
+class _ParamsFile(Settings):
+    """DVC's params.yaml. What one tries needs no reason yet; what becomes a profile does."""
+
+    seed: Annotated[int, Field(ge=0)]
+    environment: str
+    profile: dict[str, Any]
+
+
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
@@ -282,6 +291,12 @@ class _UniqueKeys(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# 1e-05, which DVC writes for -S, is a number in YAML 1.2 and a string to PyYAML
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"]
+)
 
 
 def _read(name: str) -> tuple[str, dict[str, Any]]:
@@ -310,17 +325,29 @@ def _resolve(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in seen:
         raise UserError(f"profile {name}: extends itself through {' -> '.join(seen)}; break the circle")
     where, document = _read(name)
-    if "extends" not in document:
-        return document
     try:
+        if "profile" in document:
+            return _experiment(_ParamsFile.model_validate(document).profile, where, (*seen, name))
+        if "extends" not in document:
+            return document
         file = _ProfileFile.model_validate(document)
     except ValidationError as error:
         raise _mistake(where, error) from None
-    beside = Path(where).parent / file.extends
-    settings = _resolve(file.extends if file.extends in profile_names() else str(beside), (*seen, name))
+    settings = _extended(file.extends, where, (*seen, name))
     for deviation in file.deviations:
         settings = _merge(settings, deviation.settings)
     return {**settings, "name": file.name}
+
+
+def _extended(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    return _resolve(name if name in profile_names() else str(Path(where).parent / name), seen)
+
+
+def _experiment(settings: dict[str, Any], where: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The settings below `profile` of a params.yaml: laid over the profile it extends, or whole and without a cluster."""
+    above = {key: value for key, value in settings.items() if key != "extends"}
+    below = _extended(str(settings["extends"]), where, seen) if "extends" in settings else {"cluster": None}
+    return _merge(below, above)
 
 
 def _mistake(where: str, error: ValidationError) -> UserError:
@@ -330,7 +357,10 @@ def _mistake(where: str, error: ValidationError) -> UserError:
 
 
 def load_profile(name: str) -> Profile:
-    """A shipped profile by name, or any by the path of its YAML file; UserError with file and field if it is wrong."""
+    """A shipped profile by name, or any by the path of its YAML file or of a params.yaml that holds it below `profile`.
+
+    UserError with file and field if it is wrong.
+    """
     try:
         return Profile.model_validate(_resolve(name))
     except ValidationError as error:
