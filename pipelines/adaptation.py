@@ -98,6 +98,8 @@ def adaptation(put: Placement) -> BaseComponent:
         profile: str,
         seed: int = 0,
         world: str = "",
+        lineage: str = "",
+        remote: str = "",
     ) -> Adaptation:
         """Adapt every environment of `shards`.
 
@@ -112,6 +114,8 @@ def adaptation(put: Placement) -> BaseComponent:
             profile: the profile as JSON.
             seed: seed of every draw.
             world: URI of the deployment's split of the embedded world, for a profile that has one.
+            lineage: URL of the git repository that every run becomes a commit of; without one there is lineage.json only.
+            remote: s3://bucket/prefix or folder that DVC keeps the data of those commits in; needed with `lineage`.
         """
         film, held_out, asked, logs = (
             importer(uri, Dataset) for uri in (segments, gate_segments, gate_questions, events)
@@ -137,7 +141,8 @@ def adaptation(put: Placement) -> BaseComponent:
         )
         made = {"segments": film, "events": logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
         gate = {"gate_segments": held_out, "gate_questions": asked, "champion": champion.outputs["evaluation"]}
-        recorded = record(put, night, **made, **gate, **shared)
+        where = {"store": store, "lineage": lineage, "remote": remote}
+        recorded = record(put, night, where, shards=shards, **made, **gate, **shared)
         return Adaptation(record=recorded.outputs["record"], summary=recorded.outputs["summary"])
 
     return pipeline

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, run, shipped_base
+from taskmem.commands.gate import gate
+from taskmem.commands.results import results
 from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tree
 
 RESULTS, REPORT = "results.json", "report.html"
 SHOWN = (RESULTS, REPORT)
+app.command()(gate)
+app.command()(results)
 
 if TYPE_CHECKING:
     from components.images import Images
@@ -27,6 +31,12 @@ def demo(
     profile: ProfileName = MINIATURE,
     base: Annotated[Path | None, typer.Option("--base", help="Base policy; by default the shipped one.")] = None,
     resume: Resume = True,
+    lineage: Annotated[
+        str | None, typer.Option("--lineage", help="Git URL to record the run at; by default a repository below --out.")
+    ] = None,
+    remote: Annotated[
+        str | None, typer.Option("--remote", help="s3://... or folder for its data; by default a folder below --out.")
+    ] = None,
 ) -> None:
     """The whole loop through Kubeflow's local runner: a table, results.json and report.html."""
     from pipelines.compiling import travelling
@@ -44,12 +54,15 @@ def demo(
     images, travels = _here(), travelling(settings)
     # a champion of other code or settings would be another champion to beat
     key = sha256_bytes(canonical_json([images.train, travels, seed, sha256_tree(given)]))
-    store = out.resolve() / "store" / key[:16]
-    arguments = {"base": str(given), "store": str(store), "profile": travels, "seed": seed}
+    kept = out.resolve() / "store" / key[:16]
+    places = {"lineage": lineage or str(kept / "lineage.git"), "remote": remote or str(kept / "data")}
+    where = {"store": str(kept / "registry"), **_without_secrets(places)}
+    arguments = {"base": str(given), "profile": travels, "seed": seed, **where}
     pipeline = end_to_end(Placement(settings, images, content_keyed=True))
     for name in SHOWN:
         (out / name).unlink(missing_ok=True)
     _show(run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume), out)
+    console.print(f"{where['lineage']}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("compile")
@@ -73,6 +86,18 @@ def compile_pipelines(
             style="yellow",
             soft_wrap=True,
         )
+
+
+def _without_secrets(places: dict[str, str]) -> dict[str, str]:
+    """URLs for a pipeline's parameters, which every log repeats; UserError for one with a user or password in it."""
+    from taskmem.lineage.tools import without_userinfo
+
+    for name, url in places.items():
+        if url != without_userinfo(url):
+            raise UserError(
+                f"--{name} {without_userinfo(url)}: logs would repeat the credentials in it; give them to git or AWS instead"
+            )
+    return places
 
 
 def _here() -> "Images":

@@ -99,11 +99,13 @@ def _arms(put: Placement) -> BaseComponent:
 class _Demo:
     """The tasks of the demonstration, in the order they are told; call its methods inside of a pipeline's body."""
 
-    def __init__(self, put: Placement, arms: BaseComponent, base: Any, store: Any, profile: Any, seed: Any) -> None:
+    def __init__(
+        self, put: Placement, arms: BaseComponent, base: Any, where: dict[str, Any], profile: Any, seed: Any
+    ) -> None:
         self._put = put
         self._arms = arms
         self._base = importer(base, Model)
-        self._store = store
+        self._where = where
         self._profile = profile
         self._shared = {"profile": profile, "seed": seed}
         self._world = put(world_render(**self._shared), "video_segmentation", "world")
@@ -169,7 +171,7 @@ class _Demo:
             gate_questions=world["development"],
             held_out=film["held_out"],
             questions=world["held_out"],
-            store=self._store,
+            store=self._where["store"],
             **self._shared,
         )
         shown = results_report(
@@ -188,6 +190,8 @@ class _Demo:
         recorded = record(
             self._put,
             adapted,
+            self._where,
+            shards=chosen.outputs["adapted"],
             segments=film["deployment"],
             events=events,
             policy=self._policy,
@@ -207,7 +211,7 @@ def end_to_end(put: Placement) -> BaseComponent:
     arms = _arms(put)
 
     @dsl.pipeline(name="taskmem-end-to-end", description="The whole loop on the embedded world.")
-    def pipeline(base: str, store: str, profile: str, seed: int = 0) -> Demo:
+    def pipeline(base: str, store: str, profile: str, seed: int = 0, lineage: str = "", remote: str = "") -> Demo:
         """Run the loop.
 
         Args:
@@ -215,7 +219,10 @@ def end_to_end(put: Placement) -> BaseComponent:
             store: URL of the object store that holds adapters and champions.
             profile: the profile as JSON.
             seed: seed of every draw.
+            lineage: URL of the git repository that the run becomes a commit of; without one there is lineage.json only.
+            remote: s3://bucket/prefix or folder that DVC keeps the commit's data in; needed with `lineage`.
         """
-        return _Demo(put, arms, base, store, profile, seed).run()
+        where = {"store": store, "lineage": lineage, "remote": remote}
+        return _Demo(put, arms, base, where, profile, seed).run()
 
     return pipeline

@@ -4,6 +4,7 @@ Every loop stands in a nested pipeline that takes what its body needs as paramet
 upstream task's parameter by the loop's item. A nested pipeline takes at least one parameter, for the runner refuses one without.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,7 +131,11 @@ def judged_candidates(
     return rollouts, put(scored, "judge_scoring").outputs["judgements"]
 
 
-def record(put: Placement, night: Any, profile: Any, seed: Any, **shared: Any) -> dsl.PipelineTask:
-    """The record of a run whose shards ended in the lists of `night`; `shared` are the artifacts that all of them used."""
+def record(put: Placement, night: Any, where: Mapping[str, Any], **used: Any) -> dsl.PipelineTask:
+    """The record of a run whose shards ended in the lists of `night`.
+
+    `where` has the parameters store, lineage and remote; `used` the shards, the settings, and the artifacts that all shards used.
+    """
     lists = {name: night.outputs[name] for name in ("feedback", "preferences", "adapters", "verdicts", "outcomes")}
-    return put(lineage_record(**shared, **lists, profile=profile, seed=seed), "lineage_record")
+    # the repository lies outside of what a cache knows; a run that it has already changes nothing
+    return put(lineage_record(**used, **lists, **where), "lineage_record", cached=False)

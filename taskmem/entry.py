@@ -374,13 +374,25 @@ def results_report(
 
 @entry
 def lineage_record(
-    used: Mapping[str, Sequence[str]], outcomes: Sequence[str], profile: str, seed: int, record: str, summary: str
+    used: Mapping[str, Sequence[str]],
+    outcomes: Sequence[str],
+    shards: Sequence[Mapping[str, Any]],
+    store: str,
+    lineage: str,
+    remote: str,
+    profile: str,
+    seed: int,
+    record: str,
+    summary: str,
 ) -> Numbers:
-    """Write down what a run was made of and what became of every environment."""
+    """Write down what a run was made of and what became of every environment; record it in `lineage`, "" for nowhere."""
     from taskmem.lineage.outcome import OUTCOMES, Outcome
-    from taskmem.lineage.record import write_lineage
+    from taskmem.lineage.stage import Places, record_stage
+    from taskmem.stages.shard import Shard, log
 
     artifacts = {name: [Path(path) for path in paths] for name, paths in used.items()}
     ended = [o for path in outcomes for o in read_records(Path(path) / OUTCOMES, Outcome)]
-    write_lineage(artifacts, ended, parse_profile(profile), _image(), seed, Path(record), Path(summary))
+    specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
+    settings, where = parse_profile(profile), Places(store, lineage, remote)
+    record_stage(artifacts, ended, specs, settings, _image(), seed, where, Path(record), Path(summary), log)
     return _counts(ended)

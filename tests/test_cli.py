@@ -81,8 +81,8 @@ def test_the_console_script_is_installed() -> None:
 
 
 def test_there_is_one_command_per_stage() -> None:
-    stages = {"segment", "phase-one", "rollouts", "score", "collect", "mine", "phase-two", "evaluate", "deploy"}
-    assert {words[0] for words in ALL if words} == {"loop", "demo", "compile", "report", "world", *stages}
+    stages = {"segment", "phase-one", "rollouts", "score", "collect", "mine", "phase-two", "evaluate", "gate", "deploy"}
+    assert {words[0] for words in ALL if words} == {"loop", "demo", "compile", "report", "results", "world", *stages}
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)

@@ -224,8 +224,8 @@ def test_a_record_names_the_image_that_the_task_was_told_it_runs_in(
         )
         write_records(shards[-1] / OUTCOMES, [ended])
     record, summary = tmp_path / "record", tmp_path / "summary.md"
-    used = {"outcomes": [str(shard) for shard in shards]}
-    numbers = entries.lineage_record(used, [str(s) for s in shards], travelling(), 0, str(record), str(summary))
+    used, ended, nowhere = {"outcomes": [str(shard) for shard in shards]}, [str(s) for s in shards], ("", "", "")
+    numbers = entries.lineage_record(used, ended, [], *nowhere, travelling(), 0, str(record), str(summary))
     assert (numbers["failed"], numbers["promoted"], numbers["ready"]) == (1.0, 1.0, 0.0)
     written = json.loads((record / "lineage.json").read_text())
     assert written["image"] == (image or "unknown")
@@ -236,7 +236,8 @@ def test_a_record_names_the_image_that_the_task_was_told_it_runs_in(
 def test_a_damaged_outcome_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / OUTCOMES).write_text("{}\n")
     with pytest.raises(SystemExit):
-        entries.lineage_record({}, [str(tmp_path)], travelling(), 0, str(tmp_path / "r"), str(tmp_path / "s"))
+        out = (str(tmp_path / "r"), str(tmp_path / "s"))
+        entries.lineage_record({}, [str(tmp_path)], [], "", "", "", travelling(), 0, *out)
     (line,) = lines(capsys)
     assert line.startswith(f"taskmem: {tmp_path / OUTCOMES}:1: Outcome environment: Field required")
     assert not (tmp_path / "r").exists()

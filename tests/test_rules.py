@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 FREE = ("errors", "files", "progress", "settings", "cluster", "config", "records")
 ROOMS = (
     *("store", "registry", "video", "policy", "judge", "reward", "phase_one", "preferences", "steer", "phase_two"),
-    *("feedback", "vllm_plugin", "gateway", "agent", "evaluation", "lineage", "world", "profiles"),
+    *("feedback", "vllm_plugin", "gateway", "agent", "evaluation", "lineage", "erasure", "audit", "world", "profiles"),
 )
 # where the parts are put together, the lower first
-COMPOSED = ("backends", "stages", "loop", "entry", "cli")
+COMPOSED = ("backends", "stages", "loop", "entry", "cli", "commands")
 ORDER = (*FREE, *ROOMS, *COMPOSED)
 KNOW_THE_WORLD = ("backends", "loop", "entry", "cli")
 UNSAFE = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")

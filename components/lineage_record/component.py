@@ -22,13 +22,21 @@ def lineage_record(
     adapters: Input[List[Model]],
     verdicts: Input[List[Dataset]],
     outcomes: Input[List[Dataset]],
+    shards: list,
+    store: str,
+    lineage: str,
+    remote: str,
     profile: str,
     seed: int,
     record: Output[Dataset],
     summary: Output[Markdown],
     metrics: Output[Metrics],
 ) -> None:
-    """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments."""
+    """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments.
+
+    Then record the run in the git repository `lineage`, its data in DVC's `remote`; "" for neither. A run that is there already
+    changes nothing. Credentials of both come from the environment, never from a parameter.
+    """
     from taskmem.entry import lineage_record as stage
 
     gate = {"gate_segments": gate_segments, "gate_questions": gate_questions, "champion": champion}
@@ -37,6 +45,7 @@ def lineage_record(
     sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
     used = {name: [artifact.path] for name, artifact in shared.items()}
     used |= {name: [artifact.path for artifact in artifacts] for name, artifacts in sharded.items()}
-    numbers = stage(used, [shard.path for shard in outcomes], profile, seed, record.path, summary.path)
+    where = (store, lineage, remote)
+    numbers = stage(used, [o.path for o in outcomes], shards, *where, profile, seed, record.path, summary.path)
     for name, value in numbers.items():
         metrics.log_metric(name, value)

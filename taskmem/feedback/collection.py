@@ -8,12 +8,12 @@ OUT/watermark.json                   {watermark, events, files}: written last, `
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from taskmem.errors import UserError
-from taskmem.files import canonical_json, sha256_tree
+from taskmem.files import canonical_json, sha256_bytes, sha256_tree
 from taskmem.records import (
     Index,
     Part,
@@ -28,6 +28,9 @@ from taskmem.records import (
 )
 
 NO_CONSENT = "no consent"
+ERASED = "its stream or source was erased"
+Erasable = Literal["stream", "source"]
+"""What can be erased as a whole: the data of a stream, or of a source of feedback."""
 _AGAIN = "run collect again from the last watermark"
 
 
@@ -65,6 +68,11 @@ class Collection:
         return sum(r.reason == NO_CONSENT for r in self.refused)
 
 
+def tombstone_of(kind: Erasable, name: str) -> str:
+    """The SHA-256 under which an erased stream or source is remembered, which does not tell its name."""
+    return sha256_bytes(canonical_json([kind, name]))
+
+
 def write_collection(out: Path, collection: Collection) -> None:
     """Write `collection` to the folder `out`, replacing an older one there; other files in `out` are left alone.
 
@@ -82,8 +90,7 @@ def write_collection(out: Path, collection: Collection) -> None:
         out / "sources.json", {e: {q: list(s) for q, s in known.items()} for e, known in collection.sources.items()}
     )
     write_records(out / "refused.jsonl", collection.refused)
-    closing = _Closing(watermark=collection.watermark, events=collection.events, files=_digest(out))
-    write_json(out / "watermark.json", closing.model_dump(mode="json"))
+    _close(out, collection.watermark, collection.events)
 
 
 def read_collection(out: Path) -> Collection:
@@ -97,9 +104,20 @@ def read_collection(out: Path) -> Collection:
     return Collection(questions, sources, refused, closing.watermark, closing.events)
 
 
+def reseal(out: Path) -> None:
+    """Make a collection whole again whose questions, sources or refusals were changed on purpose; UserError if it is none."""
+    closing = _read_closing(out / "watermark.json")
+    _close(out, closing.watermark, closing.events)
+
+
 def read_watermark(path: Path) -> Watermark:
     """The watermark in a collection's `watermark.json`, to collect from next; UserError if it cannot be read."""
     return _read_closing(path).watermark
+
+
+def _close(out: Path, watermark: Watermark, events: int) -> None:
+    closing = _Closing(watermark=watermark, events=events, files=_digest(out))
+    write_json(out / "watermark.json", closing.model_dump(mode="json"))
 
 
 def _read_closing(path: Path) -> _Closing:

@@ -1,6 +1,7 @@
 """From the event log to the recent questions of each environment: each event once, answers left behind."""
 
 import hashlib
+from collections.abc import Collection as Container
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from taskmem.config import MiningSettings
 from taskmem.errors import UserError
-from taskmem.feedback.collection import NO_CONSENT, Collection, Watermark
+from taskmem.feedback.collection import ERASED, NO_CONSENT, Collection, Watermark, tombstone_of
 from taskmem.records import FeedbackEvent, Question, Refusal, one_line
 
 _PIECE = 1 << 20  # bytes read at once while checking a watermark
@@ -29,18 +30,23 @@ def to_question(event: FeedbackEvent) -> Question:
 
 
 def collect(
-    log_path: Path, since: Watermark | None, settings: MiningSettings, environment: str | None = None
+    log_path: Path,
+    since: Watermark | None,
+    settings: MiningSettings,
+    environment: str | None = None,
+    erased: Container[str] = (),
 ) -> Collection:
     """The `settings.recent_questions` last asked questions of each environment in the events after `since` (None: all).
 
     Recent means late in the log: arrival cannot be forged by a device's clock. A question asked several times counts
     once, at its last place, with all its sources. Events without consent, lines that are no event, repeated event ids,
-    questions that contradict an earlier one of the same id and, if `environment` says whose log this is, events that
-    name another are refused and listed with file:line; the rest goes on. An unfinished last line is listed too and left
-    for the next collection. The log may be written to meanwhile.
+    questions that contradict an earlier one of the same id, events of a stream or source that is among the `erased` (see
+    `tombstone_of`) and, if `environment` says whose log this is, events that name another are refused and listed with
+    file:line; the rest goes on. An unfinished last line is listed too and left for the next collection. The log may be
+    written to meanwhile.
     Raises UserError if the log is missing or `since` does not fit it.
     """
-    gathered = _Gathered(log_path.name, environment)
+    gathered = _Gathered(log_path.name, environment, erased)
     try:
         with log_path.open("rb") as handle:
             digest = _pass_over(handle, since, log_path)
@@ -60,16 +66,16 @@ def collect(
     return gathered.collection(settings.recent_questions, watermark)
 
 
-def collect_folder(folder: Path, settings: MiningSettings) -> Collection:
+def collect_folder(folder: Path, settings: MiningSettings, erased: Container[str] = ()) -> Collection:
     """Everything in a folder of logs, each `<environment>.jsonl` collected as that environment's own, in order of name.
 
-    Its watermark is that of the logs one after the other: a seal on what was read, which no later collection starts from.
-    UserError if the folder holds no log.
+    `erased` as in `collect`. The watermark is that of the logs one after the other: a seal on what was read, which no later
+    collection starts from. UserError if the folder holds no log.
     """
     logs = sorted(folder.glob("[!.]*.jsonl"), key=lambda path: path.stem)
     if not logs:
         raise UserError(f"{folder}: no event log (*.jsonl) there; give the folder that the deployment writes to")
-    parts = [collect(path, None, settings, environment=path.stem) for path in logs]
+    parts = [collect(path, None, settings, path.stem, erased) for path in logs]
     digest = hashlib.sha256()
     for path, part in zip(logs, parts, strict=True):
         with path.open("rb") as handle:
@@ -85,6 +91,15 @@ def collect_folder(folder: Path, settings: MiningSettings) -> Collection:
             sha256=digest.hexdigest(),
         ),
         events=sum(part.events for part in parts),
+    )
+
+
+def rests_on_erased(collection: Collection, erased: Container[str]) -> bool:
+    """Whether a collection made earlier has a question of a stream or source that is among the `erased` by now."""
+    streams = {question.stream for questions in collection.questions.values() for question in questions}
+    sources = {source for known in collection.sources.values() for named in known.values() for source in named}
+    return any(tombstone_of("stream", name) in erased for name in streams) or any(
+        tombstone_of("source", name) in erased for name in sources
     )
 
 
@@ -115,9 +130,10 @@ def _pass_over(handle: BinaryIO, since: Watermark | None, log: Path) -> "hashlib
 class _Gathered:
     """Questions, sources and refusals while the log is read."""
 
-    def __init__(self, file: str, environment: str | None) -> None:
+    def __init__(self, file: str, environment: str | None, erased: Container[str]) -> None:
         self._file = file
         self._environment = environment
+        self._erased = erased
         self._lines: dict[str, int] = {}  # event id -> line
         self._asked: dict[
             str, dict[str, tuple[Question, set[str]]]
@@ -142,6 +158,10 @@ class _Gathered:
             # one tenant's collection does not say who the other is
             self.refuse(number, f"event {event.id} names another environment than the log's")
             return
+        if self._was_erased(event):
+            # its id may say whose it was
+            self.refuse(number, ERASED)
+            return
         earlier = self._lines.setdefault(event.id, number)
         if earlier != number:
             self.refuse(number, f"event {event.id} is already on line {earlier}")
@@ -149,6 +169,10 @@ class _Gathered:
             self.refuse(number, NO_CONSENT)
         else:
             self._note(number, event)
+
+    def _was_erased(self, event: FeedbackEvent) -> bool:
+        known = (tombstone_of("stream", event.stream), tombstone_of("source", event.source))
+        return any(digest in self._erased for digest in known)
 
     def _note(self, number: int, event: FeedbackEvent) -> None:
         question = to_question(event)

@@ -1,9 +1,12 @@
 """What is known of one version of an adapter."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
 from pydantic import Field
 
+from taskmem.errors import UserError
+from taskmem.files import sha256_file
 from taskmem.records import Index, Judge, Name, Part, Record, Sha256
 
 CONFIG, WEIGHTS, TRAINING = "adapter_config.json", "adapter_model.safetensors", "training.json"
@@ -38,6 +41,17 @@ class Files(Part):
     adapter_config: Sha256
     adapter_model: Sha256
     training: Sha256
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Those of an adapter folder; UserError if one is missing."""
+        try:
+            config, model, training = (sha256_file(folder / name) for name in FILES)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror}); give a folder that phase-two wrote"
+            ) from None
+        return cls(adapter_config=config, adapter_model=model, training=training)
 
     def by_name(self) -> dict[str, str]:
         """File name -> digest."""

@@ -1,5 +1,6 @@
 """Keys of the registry, and its records as objects of a store."""
 
+import json
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +24,16 @@ def version_key(environment: str, version: str) -> str:
     return key_of(environment, "versions", checked_version(version))
 
 
+def environments(store: Store) -> list[str]:
+    """The names of all environments that the registry knows anything of."""
+    return sorted({key.split("/")[1] for key in store.list("registry/")})
+
+
+def version_number(version: str) -> int:
+    """The N of vN; UserError for a name that is none."""
+    return int(checked_version(version)[1:])
+
+
 def checked_version(version: str) -> str:
     """`version` if it is a version's name; UserError otherwise."""
     return _checked(version, VersionName, "version", "v1, v2 and so on")
@@ -36,6 +47,11 @@ def file_key(environment: str, digest: str) -> str:
 def verdict_key(environment: str, digest: str) -> str:
     """The key of a verdict; UserError if `digest` is none."""
     return key_of(environment, "verdicts", _checked(digest, Sha256, "verdict", "the hex SHA-256 of one"))
+
+
+def checked_policy(digest: str) -> str:
+    """`digest` if it can be a policy's; UserError otherwise."""
+    return _checked(digest, Sha256, "policy", "the hex SHA-256 of one")
 
 
 def _checked(value: str, kind: Any, what: str, allowed: str) -> str:
@@ -69,12 +85,17 @@ def to_bytes(record: Record) -> bytes:
 
 
 def parse(data: bytes, kind: type[R], key: str) -> R:
-    """A stored record; UserError naming the key and the field if it is none."""
+    """A stored record; UserError naming the key and the field if it is none, or not in the bytes it is written in."""
     try:
-        return kind.model_validate_json(data)
+        record = kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = one_line(".".join(str(part) for part in first["loc"])) or "the document"
         raise UserError(
             f"{key}: no {kind.__name__} of this registry ({field}: {first['msg']}); restore the object from a backup"
         ) from None
+    # a record of before a field was added has it unset
+    said = record.model_dump(mode="json", exclude_unset=True)
+    if f"{json.dumps(said, ensure_ascii=False, allow_nan=False)}\n".encode() != data:
+        raise UserError(f"{key}: written by somebody else than this registry; restore the object from a backup")
+    return record

@@ -25,7 +25,10 @@ class WatermarkMovedError(UserError):
 
 
 def watermark(store: Store, environment: str) -> dict[str, int | str] | None:
-    """Where the environment's watermark stands, None before the first adaptation; UserError if it is damaged."""
+    """Where the environment's watermark stands, None before the first adaptation and empty after a reset.
+
+    UserError if it is damaged.
+    """
     return _current(store, environment)[0]
 
 
@@ -47,6 +50,14 @@ def advance(store: Store, environment: str, to: Watermark, expected: Watermark |
         current, _ = _current(store, environment)
         if current != new:
             raise WatermarkMovedError(environment, current) from None
+
+
+def reset(store: Store, environment: str, expected: Watermark) -> None:
+    """Move the watermark from `expected` back to the start: all feedback is to be used again.
+
+    It stands at an empty object then. WatermarkMovedError as `advance`.
+    """
+    advance(store, environment, {}, expected)
 
 
 def _key(environment: str) -> str:

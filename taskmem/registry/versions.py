@@ -14,7 +14,6 @@ from taskmem.files import atomic_write, replace_directory, sha256_bytes
 from taskmem.records import one_line
 from taskmem.registry.manifest import CONFIG, FILES, MANIFEST, TRAINING, WEIGHTS, Files, Manifest, Provenance
 from taskmem.registry.objects import (
-    checked_version,
     file_key,
     key_of,
     parse,
@@ -22,6 +21,7 @@ from taskmem.registry.objects import (
     stored,
     to_bytes,
     version_key,
+    version_number,
 )
 from taskmem.store import AlreadyExists, Store
 
@@ -69,7 +69,7 @@ def publish(
         put_content(store, file_key(environment, digest), contents[name])
     while True:
         known = versions(store, environment)
-        number = _number(known[-1].version) + 1 if known else 1
+        number = version_number(known[-1].version) + 1 if known else 1
         new = Manifest(
             environment=environment,
             version=f"v{number}",
@@ -92,19 +92,28 @@ def publish(
 def versions(store: Store, environment: str) -> list[Manifest]:
     """The manifests of all versions of an environment, oldest first."""
     prefix = key_of(environment, "versions", "")
-    numbers = [_number(key.removeprefix(prefix)) for key in store.list(prefix)]
+    numbers = [version_number(key.removeprefix(prefix)) for key in store.list(prefix)]
     # one that was written while listing may be missing from the list below one that is on it
     found = (_manifest(store, environment, f"v{number}") for number in range(1, max(numbers, default=0) + 1))
-    return [manifest for manifest in found if manifest]
+    return [manifest for manifest, _ in filter(None, found)]
 
 
-def read_manifest(store: Store, environment: str, version: str) -> Manifest:
-    """The manifest of one version; UserError if there is none, or it is damaged."""
-    manifest = _manifest(store, environment, version)
-    if manifest is None:
+def read_manifest(store: Store, environment: str, version: str, digest: str | None = None) -> Manifest:
+    """The manifest of one version; UserError if there is none, it is damaged, or its SHA-256 is not `digest`."""
+    return read_sealed(store, environment, version, digest)[0]
+
+
+def read_sealed(store: Store, environment: str, version: str, digest: str | None = None) -> tuple[Manifest, str]:
+    """The manifest of one version and the SHA-256 of its bytes; UserError as `read_manifest`."""
+    found, key = _manifest(store, environment, version), version_key(environment, version)
+    if found is None and digest is not None:
+        raise UserError(f"{key}: the manifest is missing; restore the object from a backup")
+    if found is None:
         known = ", ".join(m.version for m in versions(store, environment)) or "no version"
         raise UserError(f"{environment}@{version}: not in the registry, which has {known} of it; choose another")
-    return manifest
+    if digest not in (None, found[1]):
+        raise UserError(f"{key}: not the manifest that was published; restore the object from a backup")
+    return found
 
 
 def fetch(store: Store, environment: str, version: str, out: Path) -> Manifest:
@@ -130,24 +139,21 @@ def fetch(store: Store, environment: str, version: str, out: Path) -> Manifest:
 
 def read_files(store: Store, manifest: Manifest) -> dict[str, bytes]:
     """The bytes of each file of a version; UserError if they are missing or not those that were published."""
-    contents = {}
-    for name, digest in manifest.files.by_name().items():
-        key = file_key(manifest.environment, digest)
-        object_ = stored(store, key)
-        if object_ is None or sha256_bytes(object_.data) != digest:
-            what = "missing" if object_ is None else "damaged"
-            raise UserError(
-                f"{key}: {name} of {manifest.name} is {what}; delete it and publish the adapter's folder again"
-            )
-        contents[name] = object_.data
-    return contents
+    return {name: read_file(store, manifest, name) for name in FILES}
 
 
-def _number(version: str) -> int:
-    return int(checked_version(version)[1:])
+def read_file(store: Store, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one file of a version; UserError as `read_files`."""
+    digest = manifest.files.by_name()[name]
+    key = file_key(manifest.environment, digest)
+    object_ = stored(store, key)
+    if object_ is None or sha256_bytes(object_.data) != digest:
+        what = "missing" if object_ is None else "damaged"
+        raise UserError(f"{key}: {name} of {manifest.name} is {what}; delete it and publish the adapter's folder again")
+    return object_.data
 
 
-def _manifest(store: Store, environment: str, version: str) -> Manifest | None:
+def _manifest(store: Store, environment: str, version: str) -> tuple[Manifest, str] | None:
     key = version_key(environment, version)
     object_ = stored(store, key)
     if object_ is None:
@@ -155,7 +161,7 @@ def _manifest(store: Store, environment: str, version: str) -> Manifest | None:
     manifest = parse(object_.data, Manifest, key)
     if (manifest.environment, manifest.version) != (environment, version):
         raise UserError(f"{key}: the manifest of {manifest.name}; restore the object from a backup")
-    return manifest
+    return manifest, sha256_bytes(object_.data)
 
 
 def _read_files(folder: Path) -> dict[str, bytes]:

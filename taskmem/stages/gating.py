@@ -6,11 +6,11 @@ from pathlib import Path
 from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.files import atomic_write, sha256_file, sha256_tree
+from taskmem.files import atomic_write, sha256_tree
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Progress, silent
 from taskmem.records import Name, Record, Sha256, write_json
-from taskmem.registry import Pointer, champion, fetch, read_manifest, read_verdict
+from taskmem.registry import Files, Manifest, Pointer, champion, fetch, read_manifest, read_verdict
 from taskmem.stages.gate import VERDICT, gate
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, ready, run_shard
 from taskmem.store import Store, open_store
@@ -19,11 +19,15 @@ HELD = "held.json"
 
 
 class Held(Record):
-    """What a verdict is about: digests of policy and challenger, and the champion's pointer at that time."""
+    """What a verdict is about: digests of policy and challenger, and the champion's pointer at that time.
+
+    `challenger` is the digest of its whole folder, `files` has those of the files that are published of it.
+    """
 
     environment: Name
     policy: Sha256
     challenger: Sha256
+    files: Files
     champion: Pointer | None
 
 
@@ -51,9 +55,9 @@ def gate_shard(
 ) -> list[Outcome]:
     """Write `out`/<name>/verdict.json for each environment, and held.json: what was held against what.
 
-    A champion that was trained on another policy does not count: its environment runs on the policy without adapter. A
-    challenger that is champion already keeps the verdict that made it so. An environment fails if the judges left too many
-    contexts unscored: its feedback is kept for another night.
+    Where the champion was trained on another policy, or the environment was rolled back to no adapter, the challenger is held
+    against the policy without adapter. A challenger that is champion already keeps the verdict that made it so. An environment
+    fails if the judges left too many contexts unscored: its feedback is kept for another night.
     """
     registry, policy = open_store(store), sha256_tree(inputs.policy)
 
@@ -63,19 +67,20 @@ def gate_shard(
         challenger, feedback = ready(inputs.adapters, spec), ready(inputs.feedback, spec)
         # read once: promotion moves the very pointer that the challenger was held against
         now = champion(registry, spec.environment)
-        digest = sha256_tree(challenger)
-        held = Held(environment=spec.environment, policy=policy, challenger=digest, champion=now)
+        digest, files = sha256_tree(challenger), Files.of(challenger)
+        held = Held(environment=spec.environment, policy=policy, challenger=digest, files=files, champion=now)
         write_json(folder / HELD, held.model_dump(mode="json"))
-        pointer = now if now is not None and now.policy == policy else None
-        if pointer is not None and _is_champion(registry, pointer, challenger):
-            atomic_write(folder / VERDICT, read_verdict(registry, spec.environment, pointer.verdict))
+        opponent = _opponent(registry, now, policy)
+        if opponent is not None and opponent[0].files == files:
+            atomic_write(folder / VERDICT, read_verdict(registry, spec.environment, opponent[1]))
             return
         _evaluate(challenger, inputs, backends, settings, seed, folder / "challenger")
         present = inputs.evaluation
-        if pointer is not None:
-            fetch(registry, spec.environment, pointer.version, folder / pointer.name)
+        if opponent is not None:
+            known = folder / opponent[0].name
+            fetch(registry, spec.environment, opponent[0].version, known)
             present = folder / "champion"
-            _evaluate(folder / pointer.name, inputs, backends, settings, seed, present)
+            _evaluate(known, inputs, backends, settings, seed, present)
         arms = (present, folder / "challenger", inputs.segments, inputs.questions, feedback)
         verdict = gate(*arms, spec.environment, backends, settings, seed, folder)
         if not verdict.unscored.passed:
@@ -84,9 +89,11 @@ def gate_shard(
     return run_shard("gate", shard, profile, inputs.adapters, out, work, progress)
 
 
-def _is_champion(registry: Store, pointer: Pointer, challenger: Path) -> bool:
-    files = read_manifest(registry, pointer.environment, pointer.version).files.by_name()
-    return all(sha256_file(challenger / name) == digest for name, digest in files.items())
+def _opponent(registry: Store, now: Pointer | None, policy: str) -> tuple[Manifest, str] | None:
+    """The champion and the verdict that made it so; None where the policy without adapter is to be beaten."""
+    if now is None or now.version is None or now.verdict is None or now.policy != policy:
+        return None
+    return read_manifest(registry, now.environment, now.version), now.verdict
 
 
 def _evaluate(adapter: Path, inputs: GateInputs, backends: Backends, profile: Profile, seed: int, out: Path) -> None:

@@ -80,7 +80,8 @@ def given_to(folder: str, name: str, *, optional: bool) -> dict[str, Any]:
         if made:
             arguments[key] = made[0](name=key, uri=f"/{key}")
         elif not taken:
-            arguments[key] = {str: f"the {key}", int: 7, dict: {"name": f"the {key}"}}[parameter.annotation]
+            item = {"name": f"the {key}"}
+            arguments[key] = {str: f"the {key}", int: 7, dict: item, list: [item]}[parameter.annotation]
         elif get_origin(get_args(parameter.annotation)[0]) is list:
             arguments[key] = [taken[0](name=key, uri=f"/{key}/{n}", metadata={"arm": f"{key} {n}"}) for n in range(2)]
         else:
@@ -93,7 +94,7 @@ def passed_on(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
-            return [artifact.path for artifact in value]
+            return [plain(item) for item in value]
         return getattr(value, "path", value)
 
     return {key: plain(value) for key, value in arguments.items()}
@@ -198,7 +199,7 @@ def test_a_component_knows_no_path_but_those_of_its_artifacts(folder: str, name:
     assert [word for word in words(folder, name) if not word.isidentifier()] == []
     texts = {key for key, parameter in parameters(folder, name).items() if parameter.annotation is str}
     # a subfolder of an artifact, a URL, JSON, and a name
-    assert texts <= {"folder", "store", "profile", "task"}
+    assert texts <= {"folder", "store", "lineage", "remote", "profile", "task"}
 
 
 @each_component
@@ -208,7 +209,7 @@ def test_what_a_component_takes_and_makes_is_typed(folder: str, name: str) -> No
         taken = artifact_types(parameter.annotation, InputAnnotation)
         assert set(made) <= {Dataset, Model, Metrics, HTML, Markdown}, key
         assert set(taken) <= {Dataset, Model}, key
-        assert made or taken or parameter.annotation in (str, int, dict), key
+        assert made or taken or parameter.annotation in (str, int, dict, list), key
         assert parameter.default is inspect.Parameter.empty or (taken and parameter.default is None), key
     assert component_of(folder, name).component_spec.outputs
 

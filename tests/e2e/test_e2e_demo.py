@@ -21,8 +21,8 @@ BEFORE_THE_ARMS = (
 )
 OF_AN_ARM = ("collect", "mine", "adapt", "gate", "promote", "evaluate")
 STAGES = (*BEFORE_THE_ARMS, *(f"{stage}/{arm}" for arm in ARMS for stage in OF_AN_ARM), "report", "lineage_record")
-# the champion's pointer is looked at every time
-ALWAYS = tuple(f"promote/{arm}" for arm in ARMS)
+# the champion's pointer and the lineage repository are looked at every time
+ALWAYS = (*(f"promote/{arm}" for arm in ARMS), "lineage_record")
 
 
 def demo(out: Path, options: tuple[str, ...]) -> str:

@@ -26,9 +26,9 @@ PARAMETERS = {
     "phase_one": {"train", "development", "deployed", "held_out", "base", "profile", "seed"},
     "adaptation": {
         *("shards", "events", "segments", "policy", "gate_segments", "gate_questions", "store", "profile", "seed"),
-        "world",
+        *("world", "lineage", "remote"),
     },
-    "end_to_end": {"base", "store", "profile", "seed"},
+    "end_to_end": {"base", "store", "profile", "seed", "lineage", "remote"},
 }
 Done = subprocess.CompletedProcess[str]
 

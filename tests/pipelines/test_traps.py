@@ -54,9 +54,9 @@ REASONS = {
 }
 NEVER_REUSED: dict[str, set[str]] = {
     "phase_one": set(),
-    "adaptation": {"collect", "gate", "promote"},
+    "adaptation": {"collect", "gate", "promote", "lineage_record"},
     # its store is its own: no watermark is read, and nobody else moves a champion
-    "end_to_end": {"promote"},
+    "end_to_end": {"promote", "lineage_record"},
 }
 GUARDS: dict[Callable[[Compiled], list[str]], list[str]] = {
     outer_outputs_in_loops: ["root/for-loop-1: pipelinechannel--word-Output"],

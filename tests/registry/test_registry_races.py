@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from registry_parts import VERDICT, contents, objects, publish_light, write_adapter
+from registry_parts import VERDICT, contents, objects, promote, publish_light, write_adapter
 
 from taskmem.registry import (
     ChampionMovedError,
@@ -22,7 +23,8 @@ from taskmem.registry import (
     advance,
     champion,
     fetch,
-    promote,
+    promotion_log,
+    verify,
     versions,
     watermark,
 )
@@ -30,6 +32,7 @@ from taskmem.store import LocalStore
 
 PROCESSES = 3
 ROUNDS = 5
+STEP = 37  # lines from one kill to the next
 
 
 class Together:
@@ -136,6 +139,7 @@ def test_of_racing_promotions_exactly_one_succeeds_and_the_others_are_told(root:
         before, pointer = pointer, Pointer.model_validate_json(won)
         assert pointer.previous == (before.version if before else None)
     assert champion(store, "door") == pointer
+    assert [entry.number for entry in promotion_log(store, "door")] == list(range(1, ROUNDS + 1))
 
 
 def _promote_same(root: Path, barrier: Any, worker: int) -> str:
@@ -213,6 +217,7 @@ def _mistakes(root: Path, whole: dict[str, bytes]) -> list[str]:
         wrong.append(f"versions {known}")
     if pointer is None or pointer.version not in known:
         wrong.append(f"champion {pointer}")
+    wrong += [f"{damage.key}: {damage.what}" for damage in verify(store, "door")]
     for version in known:
         fetch(store, "door", version, root / "fetched")
     _night(root)
@@ -224,15 +229,16 @@ def _mistakes(root: Path, whole: dict[str, bytes]) -> list[str]:
 def _kill_everywhere(folder: str) -> tuple[int, list[str]]:
     """Live the night over and over, killed some lines later each time; the kills, and what was wrong after them."""
     parent = Path(folder)
+    _before(parent / "before", parent / "champion")
     unharmed = parent / "unharmed"
-    _before(unharmed, parent / "champion")
+    shutil.copytree(parent / "before", unharmed)
     _night(unharmed)
     whole = objects(LocalStore(unharmed / "store"))
     mistakes: list[str] = []
     status, last = -signal.SIGKILL, 1
     while status == -signal.SIGKILL:
         root = parent / str(last)
-        _before(root, parent / "champion")
+        shutil.copytree(parent / "before", root)
         child = os.fork()
         if child == 0:
             try:
@@ -241,10 +247,10 @@ def _kill_everywhere(folder: str) -> tuple[int, list[str]]:
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         mistakes += [f"line {last}: {mistake}" for mistake in _mistakes(root, whole)]
-        last += 7
+        last += STEP
     if status != 0:
         mistakes.append(f"line {last}: exit status {status}")
-    return last // 7, mistakes
+    return last // STEP, mistakes
 
 
 def test_a_kill_anywhere_leaves_what_was_or_what_shall_be_and_the_same_night_again_completes_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from registry_parts import (
     POLICY,
     contents,
     objects,
+    overwrite,
     provenance,
     publish_light,
     read_light,
@@ -29,6 +30,7 @@ from taskmem.errors import UserError
 from taskmem.files import sha256_bytes
 from taskmem.records import read_json
 from taskmem.registry import Manifest, fetch, publish, read_manifest, versions
+from taskmem.registry.objects import to_bytes
 from taskmem.steer import read_adapter
 from taskmem.store import LocalStore
 
@@ -257,11 +259,6 @@ def test_an_adapter_that_was_fetched_before_is_replaced_and_anything_else_is_not
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def overwrite(store: LocalStore, key: str, data: bytes) -> None:
-    """Put well-formed other bytes in place of an object, as somebody with access to the store can."""
-    store.compare_and_swap(key, data, store.get(key).etag)
-
-
 FILES = ["adapter_config.json", "adapter_model.safetensors", "training.json"]
 
 
@@ -327,7 +324,7 @@ def test_the_manifest_of_another_version_is_found(store: LocalStore, adapter: Pa
     publish_light(store, adapter)
     publish_light(store, write_adapter(adapter.with_name("second"), 1), environment)
     foreign = versions(store, environment)[-1]
-    overwrite(store, "registry/door/versions/v1", foreign.model_dump_json().encode())
+    overwrite(store, "registry/door/versions/v1", to_bytes(foreign))
     with pytest.raises(UserError, match=rf"^registry/door/versions/v1: the manifest of {foreign.name}; restore"):
         read_manifest(store, "door", "v1")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection as Names
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from taskmem.judge.protocols import Fidelity, FidelityJudge, JudgeError
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.policy.transformers_policy import load_checkpoint, policy_digest, policy_reference
 from taskmem.records import Context, Judge, Memory, Question, read_records, write_json, write_records
-from taskmem.registry import Pointer, Provenance, champion, promote, publish
+from taskmem.registry import Files, Pointer, Provenance, champion, promote, publish, rollback
 from taskmem.stages.common import MEMORIES
 from taskmem.stages.evaluate import streaming_eval
 from taskmem.stages.gate import VERDICT
@@ -29,6 +30,7 @@ from taskmem.steer import SteerConfig, read_adapter
 from taskmem.store import LocalStore
 from taskmem.world.splits import render_split
 
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 POLICY, OTHER_POLICY = policy_digest(shipped_base()), "b" * 64
 ENVIRONMENTS = ("door", "room")
 
@@ -77,7 +79,7 @@ class Site:
             image="local", seed=0,
         )  # fmt: skip
         version = publish(self.store, environment, adapter, provenance, read_adapter).version
-        return promote(self.store, environment, version, champion(self.store, environment), verdict)
+        return promote(self.store, environment, version, champion(self.store, environment), verdict, "Ada", NOW)
 
     def gate(self, *environments: str, control: bool = False) -> list[Outcome]:
         specs = [{"environment": name, "control": control} for name in environments]
@@ -139,7 +141,8 @@ def memories(folder: Path) -> list[str | None]:
 def test_the_first_challenger_is_held_against_the_policy_alone(site: Site) -> None:
     adapter = site.challenge("door", 1)
     assert [(o.status, o.stage) for o in site.gate("door")] == [("ready", "gate")]
-    expected = Held(environment="door", policy=POLICY, challenger=sha256_tree(adapter), champion=None)
+    files = Files.of(adapter)
+    expected = Held(environment="door", policy=POLICY, challenger=sha256_tree(adapter), files=files, champion=None)
     assert site.held("door") == expected
     assert site.verdict("door").environment == "door"
     assert not (site.root / "verdicts" / "door" / "champion").exists()
@@ -171,6 +174,35 @@ def test_a_champion_of_another_policy_does_not_count(site: Site) -> None:
     assert not (site.root / "verdicts" / "door" / "champion").exists()
     # promotion replaces that pointer, so it is named nevertheless
     assert site.held("door").champion == pointer
+
+
+def test_where_the_champion_was_rolled_back_to_no_adapter_the_policy_alone_is_to_be_beaten(site: Site) -> None:
+    site.challenge("door", 1)
+    site.gate("door")
+    alone = site.verdict("door")
+    site.crown("door", 1)
+    pointer = rollback(site.store, "door", "Bo", NOW)
+    (outcome,) = site.gate("door")
+    assert (outcome.status, pointer.version) == ("ready", None)
+    assert site.verdict("door") == alone
+    # promotion expects that very pointer
+    assert site.held("door").champion == pointer
+
+
+def test_a_champion_that_came_back_by_a_rollback_is_to_be_beaten_and_keeps_its_verdict(site: Site) -> None:
+    site.challenge("door", 1)
+    site.gate("door")
+    said = (site.root / "verdicts" / "door" / VERDICT).read_bytes().replace(b'"seed": 0', b'"seed": 5')
+    site.crown("door", 1, verdict=said)
+    site.crown("door", 2)
+    pointer = rollback(site.store, "door", "Bo", NOW)
+    site.gate("door")
+    assert pointer.version == "v1"
+    assert (site.root / "verdicts" / "door" / VERDICT).read_bytes() == said
+    site.challenge("room", 2)
+    site.crown("room", 1)
+    site.gate("room")
+    assert (site.root / "verdicts" / "room" / "champion").exists()
 
 
 def test_another_environment_s_champion_does_not_count(site: Site) -> None:
@@ -208,6 +240,15 @@ def test_a_broken_challenger_stops_no_other(site: Site) -> None:
     assert (door.status, room.status) == ("failed", "ready")
     assert "not a safetensors file" in door.reason
     assert not (site.root / "verdicts" / "door").exists()
+
+
+def test_a_challenger_without_its_curve_fails_with_the_file_s_name(site: Site) -> None:
+    (site.challenge("door", 1) / "training.json").unlink()
+    (door,) = site.gate("door")
+    assert door.status == "failed"
+    assert door.reason.endswith(
+        "training.json: cannot be read (No such file or directory); give a folder that phase-two wrote"
+    )
 
 
 def test_what_failed_earlier_is_carried_through_the_gate(site: Site) -> None:

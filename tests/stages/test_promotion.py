@@ -1,158 +1,43 @@
 """Gate and promotion for a shard: who becomes champion, who does not, and what a kill in between leaves."""
 
+import getpass
+import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import get_peft_model
+from promotion_parts import IMAGE, JUDGE, NOW, OTHER_POLICY, POLICY, Ends, outcome, three_adapters, verdict
 
-from taskmem.cli import shipped_base
-from taskmem.config import load_profile
-from taskmem.evaluation.gate import Gold, Rate, Unscored, Verdict, Wins
-from taskmem.feedback import Collection, Watermark, write_collection
-from taskmem.files import canonical_json, sha256_bytes, sha256_file, sha256_tree
-from taskmem.lineage.outcome import OUTCOMES, Outcome
-from taskmem.policy.transformers_policy import load_checkpoint, policy_digest, policy_reference
-from taskmem.records import Comparison, Judge, Preference, Question, read_records, write_json, write_records
-from taskmem.registry import Provenance, advance, champion, promote, publish, read_verdict, versions, watermark
+from taskmem.files import canonical_json, sha256_bytes, sha256_file
+from taskmem.records import write_json
+from taskmem.registry import (
+    Provenance,
+    advance,
+    challenger,
+    champion,
+    migrate,
+    promote,
+    promotion_log,
+    publish,
+    read_verdict,
+    rollback,
+    verify,
+    versions,
+    watermark,
+)
 from taskmem.stages import promotion
 from taskmem.stages.gate import VERDICT
-from taskmem.stages.gating import HELD, Held
-from taskmem.stages.nightly import SINCE
-from taskmem.stages.promotion import promote_shard
-from taskmem.stages.shard import Shard
-from taskmem.steer import SteerConfig, read_adapter
+from taskmem.stages.promotion import operator
+from taskmem.steer import read_adapter
 from taskmem.store import LocalStore
-
-POLICY, OTHER_POLICY, IMAGE = policy_digest(shipped_base()), "b" * 64, "registry.test/taskmem/train@sha256:" + "7" * 64
-JUDGE = Judge(role="helpfulness", model="world", prompt_sha256="e" * 64)
-STAGES = ("feedback", "preferences", "adapters", "verdicts")
-
-
-def write_adapter(folder: Path, content: int, policy: str = POLICY) -> Path:
-    """A steer adapter of the shipped policy, drawn from `content`."""
-    model, _ = load_checkpoint(shipped_base())
-    steered = get_peft_model(model, SteerConfig(layer=1))
-    for name, parameter in steered.named_parameters():
-        if "steer_vector" in name:
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(content))
-    steered.peft_config["default"].base_model_name_or_path = policy_reference(policy)
-    steered.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    write_json(folder / "training.json", {"content": content})
-    return folder
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("adapters")
-    return [write_adapter(root / str(content), content) for content in range(3)]
-
-
-def verdict(environment: str, promotes: bool) -> Verdict:
-    wins = Wins(
-        wins=40,
-        losses=2,
-        ties=9,
-        by_grammar=0,
-        streams=9,
-        least_wins=30,
-        least_streams=8,
-        p_value=0.002,
-        passed=promotes,
-    )
-    gold = Gold(asked=30, least=20, champion=0.4, challenger=0.6, difference=0.2, interval=(0.1, 0.3), passed=True)
-    return Verdict(
-        environment=environment,
-        promote=promotes,
-        reasons=() if promotes else ("the challenger does not win", "gold questions fall"),
-        confidence=0.95,
-        seed=0,
-        unscored=Unscored(contexts=Rate(count=0, of=51, share=0.0), bound=0.05, reason=None, passed=True),
-        win_test=wins,
-        quality={},
-        coverage={},
-        gold=gold,
-    )
-
-
-def outcome(name: str, status: str = "ready", reason: str = "") -> Outcome:
-    fields = {"environment": name, "name": name, "stage": "earlier", "status": status, "reason": reason}
-    return Outcome.model_validate(fields)
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The end of a night: what the stages before promotion wrote, for several environments."""
-
-    root: Path
-    adapters: list[Path]
-
-    @property
-    def store(self) -> LocalStore:
-        return LocalStore(self.root / "store")
-
-    def night(
-        self, environment: str, content: int = 0, promotes: bool = True, used: int = 100, night: str = "night"
-    ) -> None:
-        """A challenger and its verdict against the present champion, from feedback since the present watermark."""
-        root = self.root / night
-        known, pointer = watermark(self.store, environment), champion(self.store, environment)
-        mark = Watermark(offset=used, lines=5, sha256="c" * 64)
-        questions = tuple(
-            Question(
-                id=f"q{n}",
-                environment=environment,
-                stream="s",
-                asked_at_s=n,
-                type="object",
-                text="what was carried at 00:01?",
-            )
-            for n in range(5)
-        )
-        asked: dict[str, tuple[str, ...]] = {question.id: ("a" * 64,) for question in questions}
-        write_collection(
-            root / "feedback" / environment, Collection({environment: questions}, {environment: asked}, (), mark, 5)
-        )
-        write_json(root / "feedback" / environment / SINCE, known)
-        pairs = root / "preferences" / environment
-        write_records(pairs / "preferences.jsonl", [_pair(content)])
-        write_records(pairs / "comparisons.jsonl", [_comparison()])
-        adapter = root / "adapters" / environment
-        shutil.copytree(self.adapters[content], adapter)
-        held = Held(environment=environment, policy=POLICY, challenger=sha256_tree(adapter), champion=pointer)
-        write_json(root / "verdicts" / environment / HELD, held.model_dump(mode="json"))
-        write_json(root / "verdicts" / environment / VERDICT, verdict(environment, promotes).model_dump(mode="json"))
-        self.end(outcome(environment), night)
-
-    def end(self, ended: Outcome, night: str = "night") -> None:
-        """What became of an environment before promotion."""
-        for stage in STAGES:
-            path = self.root / night / stage / OUTCOMES
-            known = read_records(path, Outcome) if path.exists() else []
-            write_records(path, [*known, ended])
-
-    def promote(self, *environments: str, night: str = "night") -> list[Outcome]:
-        root = self.root / night
-        shard = Shard.parse({"name": "one", "environments": [{"environment": name} for name in environments]})
-        paths = (root / "adapters", root / "verdicts", root / "preferences", root / "feedback")
-        store, profile = str(self.root / "store"), load_profile("miniature")
-        return promote_shard(shard, *paths, store, profile, IMAGE, 7, root / "outcomes")
-
-    def objects(self, besides: str = "-") -> dict[str, bytes]:
-        return {key: self.store.get(key).data for key in self.store.list("") if f"/{besides}/" not in key}
-
-
-def _pair(content: int) -> Preference:
-    return Preference(context=f"s:{content}:x", chosen=0, rejected=1, path_length=1, token_difference=0)
-
-
-def _comparison() -> Comparison:
-    return Comparison(context="s:0:x", a=0, b=1, questions=("q0",), first_order="a", second_order="a", judge=JUDGE)
+    return three_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture
@@ -167,10 +52,28 @@ def test_a_challenger_that_passed_becomes_champion_on_its_verdict(ends: Ends) ->
     assert (ended.status, ended.stage, ended.version, ended.reason) == ("promoted", "promotion", "door@v1", evidence)
     pointer = champion(ends.store, "door")
     assert pointer is not None
+    assert pointer.verdict is not None
     assert (pointer.version, pointer.previous, pointer.policy) == ("v1", None, POLICY)
     written = (ends.root / "night" / "verdicts" / "door" / VERDICT).read_bytes()
     assert read_verdict(ends.store, "door", pointer.verdict) == written
     assert watermark(ends.store, "door") == {"offset": 100, "lines": 5, "sha256": "c" * 64}
+
+
+def test_the_log_says_who_ran_the_night_and_when(ends: Ends) -> None:
+    ends.night("door")
+    before = datetime.now(UTC)
+    ends.promote("door")
+    (entry,) = promotion_log(ends.store, "door")
+    assert entry.by == f"taskmem adaptation, as {getpass.getuser()}"
+    assert before <= entry.time <= datetime.now(UTC)
+    assert (entry.action, entry.version, entry.reason) == ("promote", "v1", None)
+
+
+def test_a_user_without_a_name_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 3_000_000_017)
+    assert operator() == "user 3000000017"
 
 
 def test_a_challenger_that_did_not_pass_is_published_and_kept_from_being_champion(ends: Ends) -> None:
@@ -180,6 +83,7 @@ def test_a_challenger_that_did_not_pass_is_published_and_kept_from_being_champio
     assert ended.reason == "the challenger does not win; gold questions fall"
     assert champion(ends.store, "door") is None
     assert [m.version for m in versions(ends.store, "door")] == ["v1"]
+    assert challenger(ends.store, "door") == "v1"
     assert watermark(ends.store, "door") is not None
 
 
@@ -200,6 +104,7 @@ def test_the_next_champion_names_its_parent(ends: Ends) -> None:
     ends.promote("door")
     ends.night("door", content=1, used=200, night="next")
     assert [(o.status, o.version) for o in ends.promote("door", night="next")] == [("promoted", "door@v2")]
+    assert challenger(ends.store, "door") is None
     assert [(m.version, m.parent) for m in versions(ends.store, "door")] == [("v1", None), ("v2", "v1")]
     pointer = champion(ends.store, "door")
     assert pointer is not None
@@ -242,13 +147,50 @@ def test_where_the_champion_has_moved_meanwhile_nothing_changes_but_a_version(en
         image="local", seed=0,
     )  # fmt: skip
     publish(ends.store, "door", ends.adapters[1], provenance, read_adapter)
-    other = promote(ends.store, "door", "v1", None, b"{}")
+    other = promote(ends.store, "door", "v1", None, b"{}", "Ada", NOW)
     door, room = ends.promote("door", "room")
     assert (door.status, room.status) == ("failed", "promoted")
     moved = "the champion has moved on from none, it is v1; hold the challenger against the present one"
     assert door.reason == f"environment door: {moved}"
     assert champion(ends.store, "door") == other
     assert watermark(ends.store, "door") is None
+
+
+def test_after_a_rollback_to_no_adapter_the_next_challenger_needs_no_parent(ends: Ends) -> None:
+    ends.night("door")
+    ends.promote("door")
+    rollback(ends.store, "door", "Bo", NOW)
+    ends.night("door", content=1, promotes=False, used=200, night="lost")
+    assert [(o.status, o.version) for o in ends.promote("door", night="lost")] == [("kept", None)]
+    ends.night("door", content=2, used=300, night="won")
+    assert [(o.status, o.version) for o in ends.promote("door", night="won")] == [("promoted", "door@v3")]
+    assert [(m.version, m.parent) for m in versions(ends.store, "door")] == [("v1", None), ("v2", None), ("v3", None)]
+    assert [e.replaced_version for e in promotion_log(ends.store, "door")] == [None, "v1", None]
+
+
+def test_the_same_night_again_does_not_undo_a_rollback(ends: Ends) -> None:
+    ends.night("door")
+    ends.promote("door")
+    pointer = rollback(ends.store, "door", "Bo", NOW)
+    (ended,) = ends.promote("door")
+    assert (ended.status, champion(ends.store, "door")) == ("failed", pointer)
+    assert "the champion has moved on from none, it is none" in ended.reason
+
+
+def test_a_night_on_a_policy_that_is_no_longer_served_promotes_nobody_and_uses_no_feedback(ends: Ends) -> None:
+    ends.night("door")
+    migrate(ends.store, OTHER_POLICY, "Ada", NOW)
+    before = ends.objects()
+    (ended,) = ends.promote("door")
+    told = f"adapted to the policy {POLICY[:12]}, but {OTHER_POLICY[:12]} is served now; run the night with that one"
+    assert (ended.status, ended.reason) == ("failed", f"environment door: {told}")
+    assert ends.objects() == before
+
+
+def test_a_night_on_the_policy_that_is_served_is_as_any_other(ends: Ends) -> None:
+    ends.night("door")
+    migrate(ends.store, POLICY, "Ada", NOW)
+    assert [o.status for o in ends.promote("door")] == ["promoted"]
 
 
 def test_feedback_that_another_run_has_used_meanwhile_promotes_nobody(ends: Ends) -> None:
@@ -307,7 +249,7 @@ class Dying:
         return write
 
 
-WRITES = 3 + 1 + 1 + 1 + 1  # the files, the manifest, the verdict, the pointer, the watermark
+WRITES = 3 + 1 + 1 + 1 + 2 + 1  # the files, the manifest, the challenger, the verdict, entry and pointer, the watermark
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -323,4 +265,13 @@ def test_killed_at_any_write_and_run_again_it_ends_as_if_it_had_not_been(
         patch.setattr(promotion, "open_store", lambda url: Dying(LocalStore(Path(url)), at, done))
         ends.promote("door")
     assert ends.promote("door") == expected
-    assert ends.objects() == whole.objects()
+    assert but_for_the_time(ends) == but_for_the_time(whole)
+    assert verify(ends.store, "door") == []
+
+
+def but_for_the_time(ends: Ends) -> tuple[dict[str, bytes], list[Any], Any]:
+    """What the registry holds: all objects, the log and the pointer, but for the time and the digests that follow from it."""
+    pointer = champion(ends.store, "door")
+    known = {key: data for key, data in ends.objects("log").items() if not key.endswith("/champion")}
+    log = [entry.model_dump(exclude={"time", "before"}) for entry in promotion_log(ends.store, "door")]
+    return known, log, pointer.model_dump(exclude={"entry"}) if pointer else None
