@@ -34,7 +34,7 @@ PROFILE = "miniature"
 CROWD = Crowd(questions=20, users=7)
 POISONED = (0, 1, 6, 10)  # of the twenty questions
 CAPS: dict[str, float | None] = {"mean": None, "cap 1": 1.0, "cap 0.5": 0.5}
-MEASURES = ("part", "norm", "norm per question", "fitted part", "agreement")
+MEASURES = ("part", "norm", "norm per question", "agreement")
 console = Console(width=130)
 
 
@@ -59,8 +59,7 @@ def measure(
 
     `poisoned` starts with 0, which the others are held against.
     """
-    mining = {"recent_questions": crowd.questions}
-    profile = override(profile, {"mining": mining, "phase_two": {"keep_gradients": True}}, "the benchmark's settings")
+    profile = override(profile, {"mining": {"recent_questions": crowd.questions}}, "the benchmark's settings")
     cells: Cells = {(count, name): [] for count in poisoned for name in CAPS}
     for run in runs:
         with display.stage(f"{run.name}: {run.task}, not {run.other}") as progress:
@@ -130,14 +129,13 @@ def _value(named: Named, by: str) -> float:
         "part": abs(named.part),
         "norm": named.norm,
         "norm per question": named.norm_per_question,
-        "fitted part": -named.fitted_part,
         "agreement": -named.agreement,
     }
     return values[by]
 
 
 def place(named: Sequence[Named], source: str, by: str) -> int:
-    """The source's place, 1 for the first, by size; of the fitted part and the agreement the lowest is the first."""
+    """The source's place, 1 for the first, by size; of the agreement the lowest is the first."""
     own = next(_value(n, by) for n in named if n.source == source)
     return 1 + sum(_value(n, by) > own for n in named)
 
@@ -154,7 +152,6 @@ def naming(cells: Sequence[Cell], poisoned: int) -> dict[str, Any]:
         found |= {
             "first_by": {by: float(np.mean([place(c.named, POISONER, by) == 1 for c in cells])) for by in MEASURES},
             "part": float(np.mean([n.part for n in own])),
-            "fitted_part": float(np.mean([n.fitted_part for n in own])),
             "agreement": float(np.mean([n.agreement for n in own])),
             "against_the_rest": float(np.mean([n.agreement < 0 for n in own])),
             "norm_per_question_to_honest": float(
@@ -231,13 +228,13 @@ def _cap_table(found: Mapping[str, Any], crowd: Crowd, counts: Sequence[int]) ->
 
 def _naming_table(sides: Mapping[str, Any], crowd: Crowd, counts: Sequence[int]) -> Table:
     title = "the poisoner: share of runs that name it first by each measure; its own numbers; honest sources against the rest"
-    own = ("part", "fitted", "agrees", "against")
+    own = ("part", "agrees", "against")
     table = _table(title, ("poisoned", "", *MEASURES, *own, "honest against", "lowest"), left=2)
     for count in counts:
         for name in CAPS:
             named = sides[f"{count} poisoned, {name}"]["naming"]
             first = [f"{named['first_by'][by]:.2f}" if count else "" for by in MEASURES]
-            keys = ("part", "fitted_part", "agreement", "against_the_rest")
+            keys = ("part", "agreement", "against_the_rest")
             numbers = [f"{named[key]:+.2f}" if count else "" for key in keys]
             honest = (f"{named['honest_against_the_rest']:.2f}", f"{named['honest_agreement_lowest']:+.2f}")
             table.add_row(f"{count / crowd.questions:.0%}", name, *first, *numbers, *honest)

@@ -22,9 +22,10 @@ from taskmem.files import replace_directory
 from taskmem.phase_two.cache import TrunkCache
 from taskmem.phase_two.engine import Example, PairEngine
 from taskmem.phase_two.fit import Fitted, document, fit
-from taskmem.phase_two.halves import load_upper, meta_policy
+from taskmem.phase_two.frozen import FrozenPolicy
+from taskmem.phase_two.halves import meta_policy
 from taskmem.phase_two.influence import Influence
-from taskmem.phase_two.supply import Checkpoint, TrunkSupply, Wanted
+from taskmem.phase_two.supply import TrunkSupply, Wanted
 from taskmem.phase_two.trunk import Tokens
 from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.transformers_policy import load_processor, policy_reference
@@ -84,7 +85,7 @@ def load_pairs(
 
 
 def train_phase_two(
-    policy: Path,
+    policy: FrozenPolicy,
     pairs: Sequence[Pair],
     frames_of: FramesOf,
     profile: Profile,
@@ -105,18 +106,16 @@ def train_phase_two(
     if not pairs:
         raise UserError(f"{out}: no preference pairs to train on; collect more feedback or mine more contexts")
     check_replaceable(out)
-    checkpoint = Checkpoint.of(policy)
-    encoder = PromptEncoder(load_processor(policy), profile.policy, frames_of, KEPT_CLIPS)
+    encoder = PromptEncoder(load_processor(policy.path), profile.policy, frames_of, KEPT_CLIPS)
     wanted, examples = _encode(pairs, encoder)
     store = TrunkCache(cache, settings.trunk_cache_bytes) if cache else None
-    supply = TrunkSupply(checkpoint, settings.layer, encoder, store)
+    supply = TrunkSupply(policy.checkpoint, settings.layer, encoder, store, make_room=policy.release)
     trunks = supply.trunks(wanted)
     kept = len(wanted) - supply.computed
     note(f"{len(pairs)} pairs of {len(wanted)} contexts; trunks: {supply.computed} computed, {kept} from the cache")
-    upper = load_upper(policy, settings.layer)
-    checkpoint.check()
-    done = fit(PairEngine(upper, trunks, examples), examples, [p.sources for p in pairs], settings, seed, progress)
-    return _save(policy, checkpoint.digest, pairs, done, settings, out)
+    engine = PairEngine(policy.upper(settings.layer), trunks, examples)
+    done = fit(engine, examples, [p.sources for p in pairs], settings, seed, progress)
+    return _save(policy.path, policy.checkpoint.digest, pairs, done, settings, out)
 
 
 def check_replaceable(out: Path) -> None:

@@ -4,7 +4,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -20,6 +22,9 @@ from taskmem.stages.common import SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, log, ready, run_shard
 from taskmem.store import open_store
+
+if TYPE_CHECKING:
+    from taskmem.phase_two.frozen import FrozenPolicy
 
 SINCE = "since.json"
 
@@ -114,20 +119,26 @@ def train_shard(
     seed: int,
     out: Path,
     progress: Progress = silent,
-    cache: Path | None = None,
+    trunk_cache: Path | None = None,
     note: Note = log,
     by_hand: bool = False,
 ) -> list[Outcome]:
     """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all.
 
-    What one environment computed of a context serves all others: it lies in the folder `cache`, which may outlive the job,
+    What one environment computed of a context serves all others: it lies in the folder `trunk_cache`, which may outlive the job,
     or in a temporary one. `note` is told what became of each. Preferences put together `by_hand` have no outcomes.
     """
     done = 0
 
+    @cache
+    def frozen() -> "FrozenPolicy":
+        # the other two stages of this file run in images without torch, and an idle shard needs none
+        from taskmem.phase_two.frozen import FrozenPolicy  # noqa: PLC0415
+
+        return FrozenPolicy(policy)
+
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
         nonlocal done
-        # the other two stages of this file run in images without torch, and an idle shard needs none
         from taskmem.stages.adapt import phase_two  # noqa: PLC0415
 
         def step(at: int, of: int) -> None:
@@ -137,12 +148,11 @@ def train_shard(
             note(f"{spec.name}: {line}")
 
         pairs = preferences / spec.name if by_hand else ready(preferences, spec)
-        paths = (pairs, rollouts, segments, policy)
-        phase_two(*paths, folder.name, settings, seed, folder.parent, step, trunks, tell)
+        phase_two(pairs, rollouts, segments, frozen(), folder.name, settings, seed, folder.parent, step, trunks, tell)
         done += 1
 
     before = None if by_hand else preferences
-    with _shared(cache, len(shard.environments)) as trunks:
+    with _shared(trunk_cache, len(shard.environments)) as trunks:
         return run_shard("phase_two_dpo", shard, profile, before, out, work, note=note)
 
 
