@@ -10,11 +10,11 @@ from taskmem.errors import UserError
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.influence import leading
-from taskmem.phase_two.train import INFLUENCE, check_replaceable, load_pairs, train_phase_two
+from taskmem.phase_two.train import INFLUENCE, Pair, check_replaceable, load_pairs, prepare_trunks, train_phase_two
 from taskmem.policy.transformers_policy import prepare_process
 from taskmem.progress import Note, Progress, silent, unheard
 from taskmem.records import Preference, Rollouts, one_line, read_json, read_records
-from taskmem.stages.common import PREFERENCES, ROLLOUTS, contexts_of, footage
+from taskmem.stages.common import PREFERENCES, ROLLOUTS, Footage, contexts_of, footage
 from taskmem.stages.nightly import train_shard
 from taskmem.stages.shard import EnvironmentSpec, Shard
 
@@ -41,13 +41,37 @@ def phase_two(
     the adapter most.
     """
     prepare_process()
-    cached = read_records(rollouts / ROLLOUTS, Rollouts)
     film = footage(segments, profile)
-    contexts = contexts_of(cached, film.segments, profile)
-    pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts, policy.checkpoint.digest)
+    pairs = _pairs([preferences], rollouts, film, policy, profile)
     adapter = train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress, cache, note)
     if (adapter / INFLUENCE).exists():
         note(f"moved most by {moved_by(adapter)}")
+
+
+def _pairs(
+    preferences: Sequence[Path], rollouts: Path, film: Footage, policy: FrozenPolicy, profile: Profile
+) -> list[Pair]:
+    cached = read_records(rollouts / ROLLOUTS, Rollouts)
+    contexts = contexts_of(cached, film.segments, profile)
+    preferred = [pair for folder in preferences for pair in read_records(folder / PREFERENCES, Preference)]
+    return load_pairs(preferred, cached, contexts, policy.checkpoint.digest)
+
+
+def prepare(
+    preferences: Sequence[Path],
+    rollouts: Path,
+    segments: Path,
+    policy: FrozenPolicy,
+    profile: Profile,
+    cache: Path,
+    note: Note,
+) -> None:
+    """Compute all trunks that the environments of the folders `preferences` lack in the folder `cache`, in one pass."""
+    prepare_process()
+    film = footage(segments, profile)
+    pairs = _pairs(preferences, rollouts, film, policy, profile)
+    computed = prepare_trunks(policy, pairs, film.frames_of, profile, cache)
+    note(f"{len(preferences)} environments: trunks of {computed} contexts computed")
 
 
 def moved_by(adapter: Path) -> str:

@@ -1,8 +1,8 @@
 """feedback_collection, preference_mining and phase_two_dpo for a shard of environments."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,10 +15,10 @@ from taskmem.feedback.collection import Watermark
 from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Note, Progress, silent
-from taskmem.records import read_json, write_json
+from taskmem.records import Preference, read_json, read_records, write_json
 from taskmem.registry import watermark
 from taskmem.stages.collect import collect_environment
-from taskmem.stages.common import SUMMARY
+from taskmem.stages.common import PREFERENCES, SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, log, ready, run_shard
 from taskmem.store import open_store
@@ -153,7 +153,35 @@ def train_shard(
 
     before = None if by_hand else preferences
     with _shared(trunk_cache, len(shard.environments)) as trunks:
+        if trunks is not None and len(shard.environments) > 1:
+            _prepare(shard, preferences, by_hand, (rollouts, segments), frozen, profile, trunks, note)
         return run_shard("phase_two_dpo", shard, profile, before, out, work, note=note)
+
+
+def _prepare(
+    shard: Shard,
+    preferences: Path,
+    by_hand: bool,
+    candidates: tuple[Path, Path],
+    frozen: Callable[[], "FrozenPolicy"],
+    profile: Profile,
+    trunks: Path,
+    note: Note,
+) -> None:
+    """Compute the trunks of all environments with one loading of the lower half, where they share a steer layer."""
+    by_layer: dict[int, list[tuple[Path, Profile]]] = {}
+    for spec in shard.environments:
+        # what is wrong with one environment is said when its turn comes
+        with suppress(UserError):
+            folder = preferences / spec.name if by_hand else ready(preferences, spec)
+            read_records(folder / PREFERENCES, Preference)
+            settings = spec.profile(profile)
+            by_layer.setdefault(settings.phase_two.layer, []).append((folder, settings))
+    for several in by_layer.values():
+        from taskmem.stages.adapt import prepare  # noqa: PLC0415 - as above, an idle shard needs no torch
+
+        with suppress(UserError):
+            prepare([folder for folder, _ in several], *candidates, frozen(), several[0][1], trunks, note)
 
 
 @contextmanager
