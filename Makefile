@@ -59,6 +59,7 @@ bench-phase-two-30b: setup
 # a source that asks 5 % and 30 % of the questions about another type; needs what bench-learning left in runs/
 bench-poison: setup
 	$(BIN)/python -m benchmarks.poison
+	$(BIN)/python -m benchmarks.poison --users 2
 
 # the shipped base policy, rebuilt from its recipe
 base: setup
