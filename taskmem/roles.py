@@ -75,5 +75,7 @@ class CallSettings(Settings):
     roles: dict[Literal["fidelity", "redundancy", "richness", "helpfulness", "answerer", "grader"], RoleSettings]
     budget: BudgetSettings
     failed_share: Share  # calls of a role that may fail for good before the stage fails
-    failed_in_a_row: Count  # failures of a role, one after the other, that stop the stage at once
-    shuffles: Count  # orders in which the richness judge sees a group; its ranks are averaged
+    failed_in_a_row: (
+        Count | None
+    )  # failures of a role, one after the other, that stop the stage at once; null: a service
+    shuffles: Count  # orders in which the richness judge sees a group, each followed by its reverse; ranks are averaged

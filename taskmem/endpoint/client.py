@@ -1,5 +1,6 @@
 """The client: every call of every role, through the cache, the ledger and the budget."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -156,7 +157,12 @@ class Endpoint:
                 _fared(role, None)
                 return answer
             with role.places:
-                return self._called(name, role, key, body, accept)
+                try:
+                    return self._called(name, role, key, body, accept)
+                except UserError as error:
+                    # whoever waits or tries again must not spend more on a run that has to stop
+                    self._purse.end(str(error))
+                    raise
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -190,7 +196,8 @@ class Endpoint:
                     reason = str(error)
             finally:
                 metered.abandon()
-        if _fared(role, reason) >= self._settings.failed_in_a_row:
+        limit = self._settings.failed_in_a_row
+        if _fared(role, reason) >= (limit or math.inf):
             raise UserError(
                 f"role {name}: {role.in_a_row} calls in a row failed, the last: {reason}; mend the server and run again "
                 "with --resume: what was answered is kept"

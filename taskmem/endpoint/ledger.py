@@ -80,14 +80,15 @@ class _Lines:
             os.ftruncate(self._file, size)
         return size
 
-    def append(self, record: Record) -> None:
-        """Add one line; UserError, and the file is as before, if it cannot be written."""
+    def append(self, record: Record, durable: bool = True) -> None:
+        """Add one line, `durable` also through a power cut; UserError, and the file is as before, if it cannot be written."""
         line = (dump_record(record) + "\n").encode()
         with self._lock:
             try:
                 if os.pwrite(self._file, line, self._size) != len(line):
                     raise OSError(0, "no space left")
-                os.fsync(self._file)
+                if durable:
+                    os.fsync(self._file)
             except OSError as error:
                 os.ftruncate(self._file, self._size)
                 raise UserError(f"{self._path}: cannot be written ({error.strerror}); make room, run again") from None
@@ -182,7 +183,7 @@ class Ledger:
             latency_s=round(max(0.0, now - sent.time), 6),
             time=now,
         )
-        self._calls.append(call)
+        self._calls.append(call, durable=not call.cached)
         return call
 
     def cached(self, role: str, model: str, request: str) -> None:

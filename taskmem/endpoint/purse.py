@@ -58,16 +58,30 @@ class Purse:
         self._place = place
         self.spent = spent
         self._aside = NOTHING
+        self._ended: str | None = None
         self._changed = threading.Condition()
 
     def reserve(self, most: Charge) -> None:
-        """Set `most` aside; waits while calls in flight may still leave enough. UserError if nothing can free it."""
+        """Set `most` aside; waits while calls in flight may still leave enough. UserError if nothing can free it.
+
+        Once it was refused or `end` was called, nothing more is given.
+        """
         with self._changed:
-            while not self._fits(self.spent + self._aside + most):
+            while self._ended is None and not self._fits(self.spent + self._aside + most):
                 if not self._fits(self.spent + most):
-                    raise UserError(self._empty(most))
-                self._changed.wait()
+                    self._ended = self._empty(most)
+                else:
+                    self._changed.wait()
+            if self._ended is not None:
+                self._changed.notify_all()
+                raise UserError(self._ended)
             self._aside += most
+
+    def end(self, reason: str) -> None:
+        """Spend nothing more, for this reason; what is set aside is still settled."""
+        with self._changed:
+            self._ended = self._ended or reason
+            self._changed.notify_all()
 
     def settle(self, reserved: Charge, charge: Charge) -> None:
         """Spend `charge` of what was set aside and give back the rest."""

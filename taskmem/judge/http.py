@@ -123,8 +123,9 @@ class HttpRichness(_HttpJudge):
         places = dict.fromkeys(shown, 0)
         if len(shown) > 1:
             for shuffle in range(self._shuffles):
-                order = random.Random(f"richness-{shuffle}-{context.id}").sample(shown, len(shown))
-                for place, memory in enumerate(self._ranking(context, order)):
+                order = random.Random(f"richness-{shuffle // 2}-{context.id}").sample(shown, len(shown))
+                # each order is followed by its reverse, so that with an even number no place is favoured
+                for place, memory in enumerate(self._ranking(context, order[:: -1 if shuffle % 2 else 1])):
                     places[memory] += place
         sums = [places[plain(memory)] for memory in memories]
         return [1 + sum(other < own for other in sums) + (sums.count(own) - 1) / 2 for own in sums]

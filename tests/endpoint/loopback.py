@@ -171,7 +171,7 @@ def call_settings(url: str, policy: bool = False, **changes: Any) -> CallSetting
         "budget": {"money": None, "tokens": None},
         "failed_share": 0.1,
         "failed_in_a_row": 1000,
-        "shuffles": 3,
+        "shuffles": 4,
     }
     for name, value in changes.items():
         (whole if name in whole else asked if name in asked else role)[name] = value

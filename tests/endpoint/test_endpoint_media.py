@@ -1,0 +1,89 @@
+"""Video as message parts: the same pixels, and nothing that lets a server sample again."""
+
+import base64
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from taskmem.config import load_profile
+from taskmem.endpoint.media import Clips, media_io, png, video_parts
+from taskmem.errors import UserError
+from taskmem.files import sha256_bytes
+from taskmem.records import Segment
+
+LIMITS = load_profile("miniature").video.limits
+FRAMES = np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3)).astype(np.uint8)
+
+
+def segment(data: bytes) -> Segment:
+    return Segment(
+        stream="s",
+        index=0,
+        start_s=0.0,
+        end_s=10.0,
+        source="s.mp4",
+        clip="clips/s/0.mp4",
+        fps=0.2,
+        width=10,
+        height=8,
+        sha256=sha256_bytes(data),
+    )
+
+
+def decoded(data: bytes) -> NDArray[np.uint8]:
+    with av.open(io.BytesIO(data)) as container:
+        (frame,) = container.decode(video=0)
+        return frame.to_ndarray(format="rgb24")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Clips:
+    (tmp_path / "clips/s").mkdir(parents=True)
+    (tmp_path / "clips/s/0.mp4").write_bytes(b"a clip")
+    below = Clips.below(tmp_path, LIMITS)
+    return Clips(below.bytes_of, lambda _: FRAMES)
+
+
+def test_a_png_holds_the_frame_and_is_always_the_same() -> None:
+    assert (decoded(png(FRAMES[0])) == FRAMES[0]).all()
+    assert png(FRAMES[0]) == png(FRAMES[0].copy())
+
+
+def test_an_mp4_is_the_clip_itself(clips: Clips) -> None:
+    (part,) = video_parts(segment(b"a clip"), "mp4", clips)
+    assert part == {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,YSBjbGlw"}}
+
+
+def test_frames_are_one_video_of_lossless_pictures(clips: Clips) -> None:
+    (part,) = video_parts(segment(b"a clip"), "frames", clips)
+    head, pictures = part["video_url"]["url"].split(";base64,")
+    assert head == "data:video/jpeg"
+    sent = [decoded(base64.b64decode(picture)) for picture in pictures.split(",")]
+    assert (np.stack(sent) == FRAMES).all()
+
+
+def test_images_are_one_part_each(clips: Clips) -> None:
+    parts = video_parts(segment(b"a clip"), "images", clips)
+    assert [part["type"] for part in parts] == ["image_url"] * 3
+
+
+def test_a_clip_that_is_another_is_refused(clips: Clips) -> None:
+    with pytest.raises(UserError, match=r"not the clip that segments\.jsonl names"):
+        video_parts(segment(b"another"), "mp4", clips)
+
+
+def test_a_missing_clip_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"0\.mp4: cannot be read"):
+        video_parts(segment(b"a clip"), "mp4", Clips.below(tmp_path, LIMITS))
+
+
+@pytest.mark.parametrize("media", ["mp4", "frames"])
+def test_a_server_is_told_twice_not_to_sample(media: str) -> None:
+    fields = media_io("frames" if media == "frames" else "mp4", 0.2)
+    assert fields["media_io_kwargs"]["video"]["num_frames"] == -1
+    assert fields["mm_processor_kwargs"] == {"do_sample_frames": False}
+    assert fields["media_io_kwargs"]["video"].get("fps") == (0.2 if media == "frames" else None)
