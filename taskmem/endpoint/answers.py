@@ -30,4 +30,4 @@ class Answers:
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply."""
-        atomic_write(self._path(key), reply.model_dump_json() + "\n")
+        atomic_write(self._path(key), reply.model_copy(update={"kept": True}).model_dump_json() + "\n")

@@ -113,15 +113,18 @@ class Endpoint:
         }
         return self._answered(role, body, lambda reply: answer_in(reply, kind, check))
 
-    def sample(self, role: RoleName, body: Body, digest: str) -> list[Choice]:
-        """The `body["n"]` completions of a request to the model of that digest; errors as `ask`.
+    def sample(self, role: RoleName, body: Body, digest: str, check: Callable[[Reply], None]) -> list[Choice]:
+        """The `body["n"]` completions of a request to the model of that digest; errors as `ask`, and as `check`.
 
-        `body` holds max_completion_tokens, n and seed, and goes to the server as it is.
+        `body` holds max_completion_tokens, n and seed, and goes to the server as it is. `check` is given what it sends back; not
+        what comes from the cache.
         """
 
         def complete(reply: Reply) -> list[Choice]:
             if len(reply.choices) != body["n"]:
                 raise ValueError(f"{len(reply.choices)} completions instead of {body['n']}")
+            if not reply.kept:
+                check(reply)
             return reply.choices
 
         return self._answered(role, body, complete, digest)
@@ -219,7 +222,7 @@ class Endpoint:
                 raise ValueError("the reply holds the API key")
             reply = parse_reply(content)
             answer = accept(reply)
-        except ValueError:
+        except (ValueError, UserError):
             metered.settle("invalid", reply.usage if reply else None, price)
             raise
         # kept before it is settled: a process that dies between the two has paid, and need not pay again

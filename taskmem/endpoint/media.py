@@ -1,6 +1,7 @@
 """Video as message parts: an mp4, lossless frames, or single images."""
 
 import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +13,7 @@ import numpy as np
 
 from taskmem.config import VideoLimits
 from taskmem.errors import UserError
-from taskmem.files import sha256_bytes
+from taskmem.files import canonical_json, sha256_bytes
 from taskmem.records import Segment
 from taskmem.video.frames import Frames, FramesOf, read_clip
 
@@ -46,7 +47,7 @@ class Clips:
 def video_parts(segment: Segment, media: Literal["mp4", "frames", "images"], clips: Clips) -> list[Part]:
     """A segment's clip, whose frames are those the policy sees, as message parts.
 
-    "frames" is vLLM's sequence of images as one video; its frame rate travels beside the message (`media_io`).
+    "frames" is vLLM's sequence of images as one video; the server is told its frame rate when it starts (`server_flags`).
     """
     if media == "mp4":
         return [_part("video_url", f"data:video/mp4;base64,{base64.b64encode(clips.bytes_of(segment)).decode()}")]
@@ -56,16 +57,22 @@ def video_parts(segment: Segment, media: Literal["mp4", "frames", "images"], cli
     return [_part("image_url", f"data:image/png;base64,{picture}") for picture in pictures]
 
 
-def media_io(media: Literal["mp4", "frames", "images"], fps: float) -> Part:
-    """vLLM's request fields that make it take the frames as they are.
+def frame_count(segment: Segment, clips: Clips) -> int:
+    """How many frames a segment's clip holds, by its header."""
+    with av.open(io.BytesIO(clips.bytes_of(segment))) as container:
+        return int(container.streams.video[0].frames)
 
-    Without them it samples twice: when it reads the video (2 a second, or 32), and again in the processor, for a video read
-    whole is marked as not yet sampled.
+
+def server_flags(media: Literal["mp4", "frames"], fps: float) -> list[str]:
+    """What `vllm serve` must be started with so that it takes clips of `fps` as they are.
+
+    Otherwise it samples twice: when it reads the video (2 frames a second, or 32), and again in the processor, because a video
+    that was read whole is marked as not yet sampled. Requests may not ask for it: the server refuses.
     """
     # "opencv" is the loader that samples evenly, and with -1 not at all; "qwen3_vl" always samples
-    whole = {"video_backend": "opencv", "num_frames": -1}
-    video = {"num_frames": -1, "fps": fps} if media == "frames" else whole
-    return {"media_io_kwargs": {"video": video}, "mm_processor_kwargs": {"do_sample_frames": False}}
+    video = {"num_frames": -1, "fps": fps} if media == "frames" else {"num_frames": -1, "video_backend": "opencv"}
+    values = {"--media-io-kwargs": {"video": video}, "--mm-processor-kwargs": {"do_sample_frames": False}}
+    return [word for flag, value in values.items() for word in (flag, canonical_json(value))]
 
 
 def _part(kind: str, url: str) -> Part:

@@ -45,6 +45,8 @@ class Reply(_Part):
 
     choices: Annotated[list[Choice], Field(min_length=1)]
     usage: Usage | None = None
+    prompt_token_ids: list[Tokens] | None = Field(default=None, exclude=True)  # vLLM's; checked once and not kept
+    kept: bool = False  # read from the cache
 
 
 T = TypeVar("T", bound=Answer)

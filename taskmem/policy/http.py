@@ -1,5 +1,6 @@
 """The policy behind a vLLM server: one base model, the adapter chosen by the request's model name (METHOD section 1)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,24 +10,40 @@ from transformers import AutoTokenizer
 
 from taskmem.config import PolicySettings
 from taskmem.endpoint.client import CallError, Endpoint
-from taskmem.endpoint.media import Clips, media_io, video_parts
+from taskmem.endpoint.media import Clips, frame_count, video_parts
 from taskmem.endpoint.parallel import in_order
-from taskmem.endpoint.reply import Choice
+from taskmem.endpoint.reply import Choice, Reply
 from taskmem.errors import UserError
 from taskmem.policy.completion import completion_of, seed_of
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
 from taskmem.records import Context, one_line, read_json
 
+STAMP = re.compile(r"<([0-9.]+) seconds>")
+STAMP_TOKENS = 24
 NEVER = -100  # the logit bias that OpenAI's API defines as a ban
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A checkpoint's tokenizer, and the tokens no completion may hold: those that stand for pictures."""
+    """A checkpoint's tokenizer, the tokens no completion may hold (those that stand for pictures), and how video is cut."""
 
     tokenizer: Any
     forbidden: tuple[int, ...]
+    video: int  # the token that stands for a piece of video
+    frames: int  # frames in one such piece
+
+    def stamps_in(self, ids: Sequence[int]) -> list[str]:
+        """The time that stands before each piece of video in a prompt; "" where none does."""
+        found: list[str] = []
+        text: list[int] = []  # since the last piece
+        for before, now in zip([-1, *ids], ids, strict=False):
+            if now != self.video:
+                text = [*text[1 - STAMP_TOKENS :], now]
+            elif before != self.video:
+                found += (STAMP.findall(self.tokenizer.decode(text)) or [""])[-1:]
+                text = []
+        return found
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -34,16 +51,30 @@ class Vocabulary:
         config = read_json(path / "config.json")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            return cls(tokenizer, (int(config["video_token_id"]), int(config["image_token_id"])))
+            video, image = int(config["video_token_id"]), int(config["image_token_id"])
+            return cls(tokenizer, (video, image), video, int(config["vision_config"]["temporal_patch_size"]))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: no policy checkpoint ({one_line(str(error))}); copy it again") from None
+
+
+def stamps(frames: int, fps: float, together: int) -> list[str | None]:
+    """The times in seconds that stand before each piece of a clip: the mean of its first and last frame's.
+
+    None, any, where the clip is shorter than a piece: there vLLM and the processor disagree on what it is filled with.
+    """
+    if frames < together:
+        return [None]
+    last = [min(start + together, frames) - 1 for start in range(0, frames, together)]
+    # a short last piece is filled with its last frame
+    return [f"{(number * together + end) / 2 / fps:.1f}" for number, end in enumerate(last)]
 
 
 class HttpPolicy:
     """Implements `policy.protocols.Policy`; contexts are written in parallel, as many at once as the profile allows.
 
     Everything that decides what is sampled goes with each request, so that no default of the server's has a say. Tokens
-    come back as ids and are decoded here, so that no reasoning parser of the server's does either.
+    come back as ids and are decoded here, so that no reasoning parser of the server's does either. How it reads video it
+    decides when it starts (`endpoint.media.server_flags`); that it dropped no frame is checked in every reply.
     """
 
     def __init__(
@@ -84,7 +115,8 @@ class HttpPolicy:
         failure = ""
         choices: list[Choice] = []
         try:
-            choices = self._endpoint.sample("policy", self._request(context, n, seed), self.digest)
+            request = self._request(context, n, seed)
+            choices = self._endpoint.sample("policy", request, self.digest, lambda reply: self._check(context, reply))
         except CallError as error:
             failure = str(error)
         if failure:
@@ -94,17 +126,25 @@ class HttpPolicy:
             )
         return [self._completion(choice) for choice in choices]
 
-    def _completion(self, choice: Choice) -> Completion:
-        if choice.token_ids is None:
+    def _check(self, context: Context, reply: Reply) -> None:
+        """UserError if the server is not set up to serve this policy as it was trained."""
+        server = self._server.base_url
+        ids = reply.prompt_token_ids
+        if ids is None or any(choice.token_ids is None for choice in reply.choices):
+            raise UserError(f"{server}: gives no token ids; serve the policy with vLLM (return_token_ids)")
+        clips = [(frame_count(segment, self._clips), segment.fps) for segment in context.segments]
+        wanted = [stamp for count, fps in clips for stamp in stamps(count, fps, self._vocabulary.frames)]
+        read = self._vocabulary.stamps_in(ids)
+        if len(read) != len(wanted) or any(w not in (None, r) for w, r in zip(wanted, read, strict=True)):
             raise UserError(
-                f"{self._server.base_url}: gives no token ids; serve the policy with vLLM (return_token_ids)"
+                f"{server}: read the clips of context {context.id} at {read} seconds instead of {wanted}, so it samples "
+                "them again or takes them for faster; start it with endpoint.media.server_flags"
             )
-        return completion_of(choice.token_ids, self._vocabulary.tokenizer)
+
+    def _completion(self, choice: Choice) -> Completion:
+        return completion_of(choice.token_ids or [], self._vocabulary.tokenizer)
 
     def _request(self, context: Context, n: int, seed: int) -> dict[str, Any]:
-        fps = {segment.fps for segment in context.segments}
-        if len(fps) > 1 and self._server.media == "frames":
-            raise UserError(f"context {context.id}: its segments differ in frame rate; set calls.policy.media to mp4")
         sampling = self._settings.sampling
         return {
             "model": self._server.model if self.adapter == "none" else self.adapter,
@@ -121,7 +161,6 @@ class HttpPolicy:
             "max_completion_tokens": self._settings.max_completion_tokens,
             "logit_bias": {str(token): NEVER for token in self._vocabulary.forbidden},
             "return_token_ids": True,
-            **media_io(self._server.media, context.current.fps),
         }
 
     def _messages(self, context: Context) -> list[dict[str, Any]]:

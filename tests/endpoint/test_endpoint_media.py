@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import av
@@ -10,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from taskmem.config import load_profile
-from taskmem.endpoint.media import Clips, media_io, png, video_parts
+from taskmem.endpoint.media import Clips, frame_count, png, server_flags, video_parts
 from taskmem.errors import UserError
 from taskmem.files import sha256_bytes
 from taskmem.records import Segment
+from taskmem.world.render import write_mp4
 
 LIMITS = load_profile("miniature").video.limits
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3)).astype(np.uint8)
@@ -81,9 +83,15 @@ def test_a_missing_clip_is_named(tmp_path: Path) -> None:
         video_parts(segment(b"a clip"), "mp4", Clips.below(tmp_path, LIMITS))
 
 
-@pytest.mark.parametrize("media", ["mp4", "frames"])
-def test_a_server_is_told_twice_not_to_sample(media: str) -> None:
-    fields = media_io("frames" if media == "frames" else "mp4", 0.2)
-    assert fields["media_io_kwargs"]["video"]["num_frames"] == -1
-    assert fields["mm_processor_kwargs"] == {"do_sample_frames": False}
-    assert fields["media_io_kwargs"]["video"].get("fps") == (0.2 if media == "frames" else None)
+def test_a_server_is_told_twice_not_to_sample() -> None:
+    mp4, frames = server_flags("mp4", 0.2), server_flags("frames", 0.2)
+    assert mp4[0::2] == frames[0::2] == ["--media-io-kwargs", "--mm-processor-kwargs"]
+    assert json.loads(mp4[1]) == {"video": {"num_frames": -1, "video_backend": "opencv"}}
+    assert json.loads(frames[1]) == {"video": {"num_frames": -1, "fps": 0.2}}
+    assert json.loads(mp4[3]) == json.loads(frames[3]) == {"do_sample_frames": False}
+
+
+def test_frames_are_counted_by_the_header(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "clip.mp4", np.zeros((7, 64, 64, 3), np.uint8))
+    data = (tmp_path / "clip.mp4").read_bytes()
+    assert frame_count(segment(data), Clips(lambda _: data, lambda _: FRAMES)) == 7

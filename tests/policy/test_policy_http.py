@@ -1,7 +1,7 @@
 """The policy over HTTP: what the server is asked, and that its tokens become the same completions as in this process."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from taskmem.endpoint.media import Clips
 from taskmem.errors import UserError
 from taskmem.policy.completion import seed_of
 from taskmem.policy.grammar import completion_for
-from taskmem.policy.http import HttpPolicy, Vocabulary
+from taskmem.policy.http import HttpPolicy, Vocabulary, stamps
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint
+from taskmem.records import Context, Segment
+from taskmem.world.render import write_mp4
 
 SETTINGS = load_profile("miniature").policy
 DIGEST = "d" * 64
@@ -33,10 +35,12 @@ def films() -> Films:
     return Films()
 
 
-def spoken(vocabulary: Vocabulary, *texts: str) -> dict[str, Any]:
+def spoken(vocabulary: Vocabulary, *texts: str, read: Sequence[str] = ("2.5",)) -> dict[str, Any]:
     tokenizer = vocabulary.tokenizer
     ids = [[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for text in texts]
     reply = chat("what a reasoning parser made of it")
+    times = [tokenizer(f"[00:10]<{time} seconds>", add_special_tokens=False).input_ids for time in read]
+    reply["prompt_token_ids"] = [token for ids in times for token in (*ids, 3, *[vocabulary.video] * 2, 4)]
     reply["choices"] = [{**reply["choices"][0], "index": i, "token_ids": tokens} for i, tokens in enumerate(ids)]
     return reply
 
@@ -44,7 +48,8 @@ def spoken(vocabulary: Vocabulary, *texts: str) -> dict[str, Any]:
 @pytest.fixture
 def server(vocabulary: Vocabulary) -> Iterator[Loopback]:
     def behave(seen: Seen) -> Act:
-        return Act(spoken(vocabulary, *[completion_for(f"{seen.body['seed']} {i}") for i in range(seen.body["n"])]))
+        texts = [completion_for(f"{seen.body['seed']} {i}") for i in range(seen.body["n"])]
+        return Act(spoken(vocabulary, *texts, read=["2.5"] * str(seen.body["messages"]).count("'type': 'video_url'")))
 
     with Loopback(behave) as server:
         yield server
@@ -59,7 +64,13 @@ def opened(server: Loopback, tmp_path: Path, films: Films, vocabulary: Vocabular
             endpoints[-1].close()
         settings = call_settings(server.url, **{"policy": True, "media": "frames", "model": "base", **changes})
         endpoints.append(Endpoint(settings, tmp_path / "calls", {}))
-        clips = Clips(lambda segment: segment.clip.encode(), films.frames_of)
+
+        def bytes_of(segment: Segment) -> bytes:
+            path = tmp_path / f"{segment.sha256}.mp4"
+            write_mp4(path, films.frames_of(segment))
+            return path.read_bytes()
+
+        clips = Clips(bytes_of, films.frames_of)
         return HttpPolicy(endpoints[-1], SETTINGS, clips, vocabulary, digest, adapter)
 
     yield policy
@@ -85,8 +96,6 @@ def test_every_setting_that_decides_goes_with_the_request(server: Loopback, open
         "frequency_penalty": 0.0,
         "max_completion_tokens": SETTINGS.max_completion_tokens,
         "return_token_ids": True,
-        "media_io_kwargs": {"video": {"num_frames": -1, "fps": 0.2}},
-        "mm_processor_kwargs": {"do_sample_frames": False},
     }
 
 
@@ -108,7 +117,7 @@ def test_the_messages_are_the_renderers_with_the_clips_in_place(
     urls = [part["video_url"]["url"] for part in message["content"] if part["type"] == "video_url"]
     assert len(set(urls)) == 2
     if media == "mp4":
-        assert [base64.b64decode(url.split(",")[1]) for url in urls] == [b"stream/00000.mp4", b"stream/00001.mp4"]
+        assert all(base64.b64decode(url.split(",")[1])[4:8] == b"ftyp" for url in urls)
 
 
 def test_tokens_become_the_completions_of_the_process_itself(
@@ -153,6 +162,35 @@ def test_a_server_without_token_ids_is_refused(server: Loopback, opened: Opened,
     server.behave = lambda _: Act(chat("text alone"))
     with pytest.raises(UserError, match="gives no token ids; serve the policy with vLLM"):
         opened().write([films.context(0)], 1, 0)
+
+
+@pytest.mark.parametrize("read", [[], ["2.5"], ["2.5"] * 3, ["0.5", "0.5"], ["2.5", ""]])
+def test_a_server_that_samples_the_clips_again_or_takes_them_for_faster_is_refused(
+    server: Loopback, opened: Opened, films: Films, vocabulary: Vocabulary, read: list[str]
+) -> None:
+    reply = spoken(vocabulary, completion_for("x"), read=[time or "x" for time in read])
+    server.behave = lambda _: Act(reply)
+    with pytest.raises(UserError, match=r"instead of \['2.5', '2.5'\], so it samples them again"):
+        opened().write([films.context(0, 1)], 1, 0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("fps", [0.2, 2.0])
+def test_the_times_are_those_of_the_processor(
+    opened: Opened, films: Films, vocabulary: Vocabulary, checkpoint: Path, frames: int, fps: float
+) -> None:
+    segment = films.segment(0, frames=frames, fps=fps)
+    context = Context(segments=(segment,))
+    here = TransformersPolicy.of(*load_checkpoint(checkpoint), SETTINGS, films.frames_of, DIGEST)
+    wanted = stamps(frames, fps, 2)
+    assert (wanted == [None]) is (frames == 1)
+    read = vocabulary.stamps_in(here.prompt(context).ids)
+    assert [w or r for w, r in zip(wanted, read, strict=True)] == read
+
+
+def test_a_time_that_a_memory_speaks_of_is_none(vocabulary: Vocabulary) -> None:
+    told = vocabulary.tokenizer("a clock shows <9.9 seconds>" + " and so on" * 20).input_ids
+    assert vocabulary.stamps_in([*told, vocabulary.video]) == [""]
 
 
 def test_too_few_completions_are_no_answer(server: Loopback, opened: Opened, films: Films) -> None:
