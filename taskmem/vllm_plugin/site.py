@@ -80,7 +80,7 @@ def _steered(kind: type[nn.Module]) -> type[nn.Module]:
     return Steered
 
 
-def install(model: nn.Module, layer: int) -> str:
+def install(model: Any, layer: int) -> str:
     """Put a site behind decoder layer `layer` (from 0) of vLLM's `model`, in place, before it is compiled; its name.
 
     ValueError if the model has no such layer. A worker of a pipeline that does not hold the layer stays as it is.
