@@ -82,9 +82,15 @@ def _load_steer_adapters(manager: Any) -> None:
 
     @functools.wraps(add)
     def add_adapter(self: Any, request: Any) -> Any:
-        if wants_steer(self.lora_config):
-            # an adapter that is in memory is taken by its number alone
-            self.steer_adapters.check_number(request.lora_name, request.lora_int_id)
+        if not wants_steer(self.lora_config):
+            return add(self, request)
+        # an adapter that is in memory is taken by its number alone
+        self.steer_adapters.check_number(request.lora_name, request.lora_int_id)
+        manager = self._adapter_manager
+        if not request.load_inplace and manager.get_adapter(request.lora_int_id) is not None:
+            # every step comes here for every adapter in its batch; vLLM's own way lists all that are in memory each time
+            manager.activate_adapter(request.lora_int_id)
+            return True
         return add(self, request)
 
     manager._load_adapter, manager.add_adapter = _load_adapter, add_adapter
