@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SERVING := .venv-serving
+SERVING_READY := $(SERVING)/.ready
 # one thread a process is faster than two on small models, and deterministic
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow test-explore format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison base lock clean
+.PHONY: setup demo lint test test-slow test-explore serving-setup test-serving test-serving-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
 
 setup: $(READY)
 
@@ -34,11 +36,26 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not serving'
 
 # the property tests with 2,000 new random examples each
 test-explore: setup
-	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu' --hypothesis-profile explore
+	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu and not serving' --hypothesis-profile explore
+
+# vLLM's CPU build in an environment of its own, about four minutes
+serving-setup: $(SERVING_READY)
+
+$(SERVING_READY): pyproject.toml requirements.lock tools/serving.txt tools/serving_environment.py tools/torchvision_ops.py
+	$(PYTHON) tools/serving_environment.py $(SERVING)
+	touch $@
+
+# real vLLM: mixed batches, hot loads, refusals, export
+test-serving: serving-setup
+	$(SERVING)/bin/python -m pytest -m 'serving and not slow' tests/vllm_plugin tests/serving tests/policy
+
+# the same, and 200 environments through 64 slots
+test-serving-slow: serving-setup
+	$(SERVING)/bin/python -m pytest -m serving tests/vllm_plugin tests/serving tests/policy
 
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup
@@ -59,6 +76,11 @@ bench-phase-two-30b: setup
 # a source that asks 5 % and 30 % of the questions about another type; needs what bench-learning left in runs/
 bench-poison: setup
 	$(BIN)/python -m benchmarks.poison
+	$(BIN)/python -m benchmarks.poison --users 2
+
+# requests with 16 adapters against requests with none on one vLLM, by turns, seven times; about four minutes
+bench-serving: serving-setup
+	$(SERVING)/bin/python -m benchmarks.serving
 
 # the shipped base policy, rebuilt from its recipe
 base: setup
@@ -72,4 +94,4 @@ lock:
 		--quiet -o requirements.lock
 
 clean:
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

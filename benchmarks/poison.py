@@ -1,6 +1,9 @@
 """Can one source turn an adapter with questions about something else, does a cap stop it, and does influence name it?
 
-    make bench-poison        about 15 minutes on one core, from the runs that make bench-learning left
+    make bench-poison        about 30 minutes on one core, from the runs that make bench-learning left
+
+With seven honest users, more than the five questions that a comparison shows, and with two (`--users 2`), where a source that
+asks more is heard more though questions are drawn source by source.
 
 Each measured run's environment is adapted anew from twenty recent questions: all about its task, or one (5 %), six (30 %) or ten
 (50 %) of them from one more source and about another type. Mining, training and the held-out evaluation are the stages
@@ -31,10 +34,10 @@ from taskmem.records import Preference
 from taskmem.stages.common import read_graded
 
 PROFILE = "miniature"
-CROWD = Crowd(questions=20, users=7)
+QUESTIONS, USERS = 20, 7
 POISONED = (0, 1, 6, 10)  # of the twenty questions
 CAPS: dict[str, float | None] = {"mean": None, "cap 1": 1.0, "cap 0.5": 0.5}
-MEASURES = ("part", "norm", "norm per question", "fitted part", "agreement")
+MEASURES = ("part", "norm", "norm per question", "agreement")
 console = Console(width=130)
 
 
@@ -59,8 +62,7 @@ def measure(
 
     `poisoned` starts with 0, which the others are held against.
     """
-    mining = {"recent_questions": crowd.questions}
-    profile = override(profile, {"mining": mining, "phase_two": {"keep_gradients": True}}, "the benchmark's settings")
+    profile = override(profile, {"mining": {"recent_questions": crowd.questions}}, "the benchmark's settings")
     cells: Cells = {(count, name): [] for count in poisoned for name in CAPS}
     for run in runs:
         with display.stage(f"{run.name}: {run.task}, not {run.other}") as progress:
@@ -130,14 +132,13 @@ def _value(named: Named, by: str) -> float:
         "part": abs(named.part),
         "norm": named.norm,
         "norm per question": named.norm_per_question,
-        "fitted part": -named.fitted_part,
         "agreement": -named.agreement,
     }
     return values[by]
 
 
 def place(named: Sequence[Named], source: str, by: str) -> int:
-    """The source's place, 1 for the first, by size; of the fitted part and the agreement the lowest is the first."""
+    """The source's place, 1 for the first, by size; of the agreement the lowest is the first."""
     own = next(_value(n, by) for n in named if n.source == source)
     return 1 + sum(_value(n, by) > own for n in named)
 
@@ -154,7 +155,6 @@ def naming(cells: Sequence[Cell], poisoned: int) -> dict[str, Any]:
         found |= {
             "first_by": {by: float(np.mean([place(c.named, POISONER, by) == 1 for c in cells])) for by in MEASURES},
             "part": float(np.mean([n.part for n in own])),
-            "fitted_part": float(np.mean([n.fitted_part for n in own])),
             "agreement": float(np.mean([n.agreement for n in own])),
             "against_the_rest": float(np.mean([n.agreement < 0 for n in own])),
             "norm_per_question_to_honest": float(
@@ -231,13 +231,13 @@ def _cap_table(found: Mapping[str, Any], crowd: Crowd, counts: Sequence[int]) ->
 
 def _naming_table(sides: Mapping[str, Any], crowd: Crowd, counts: Sequence[int]) -> Table:
     title = "the poisoner: share of runs that name it first by each measure; its own numbers; honest sources against the rest"
-    own = ("part", "fitted", "agrees", "against")
+    own = ("part", "agrees", "against")
     table = _table(title, ("poisoned", "", *MEASURES, *own, "honest against", "lowest"), left=2)
     for count in counts:
         for name in CAPS:
             named = sides[f"{count} poisoned, {name}"]["naming"]
             first = [f"{named['first_by'][by]:.2f}" if count else "" for by in MEASURES]
-            keys = ("part", "fitted_part", "agreement", "against_the_rest")
+            keys = ("part", "agreement", "against_the_rest")
             numbers = [f"{named[key]:+.2f}" if count else "" for key in keys]
             honest = (f"{named['honest_against_the_rest']:.2f}", f"{named['honest_agreement_lowest']:+.2f}")
             table.add_row(f"{count / crowd.questions:.0%}", name, *first, *numbers, *honest)
@@ -258,12 +258,14 @@ def _each_run(cells: Cells) -> dict[str, dict[str, float]]:
 def main(
     runs: Annotated[Path, typer.Option(help="What make bench-learning wrote.")] = Path("runs/bench-learning"),
     out: Annotated[Path, typer.Option(help="Where the poisoned adaptations are kept.")] = Path("runs/bench-poison"),
+    users: Annotated[int, typer.Option(help="How many honest users there are.")] = USERS,
 ) -> None:
     """Poisoned logs, mean and capped; then who is named."""
     profile = load_profile(PROFILE)
+    crowd = Crowd(QUESTIONS, users)
     try:
         measured = measured_runs(runs)
-        cells = measure(measured, CROWD, POISONED, profile, out, StageDisplay(console))
+        cells = measure(measured, crowd, POISONED, profile, out, StageDisplay(console))
     except UserError as error:
         console.print(str(error), soft_wrap=True)
         sys.exit(2)
@@ -273,22 +275,22 @@ def main(
         for (count, name), of in cells.items()
     }
     phase_one = [_accuracy(_of(read_graded(run.folder / "arms" / "phase_one"), run.task)) for run in measured]
-    console.print(_accuracy_table(sides, found, CROWD, POISONED))
+    console.print(_accuracy_table(sides, found, crowd, POISONED))
     console.print(f"Phase One on the task: {np.mean(phase_one):.3f}")
-    console.print(_cap_table(found, CROWD, POISONED))
-    console.print(_naming_table(sides, CROWD, POISONED))
+    console.print(_cap_table(found, crowd, POISONED))
+    console.print(_naming_table(sides, crowd, POISONED))
     settings = {
         "profile": PROFILE,
         "runs": [f"{run.name}: {run.task}, not {run.other}" for run in measured],
-        "questions": CROWD.questions,
-        "users": CROWD.users,
+        "questions": crowd.questions,
+        "users": crowd.users,
         "questions_shown": profile.mining.questions_shown,
         "poisoned": list(POISONED),
         "caps": CAPS,
     }
     sides |= {"phase_one": {"on_task": float(np.mean(phase_one))}, "claims": found, "on task by run": _each_run(cells)}
     ratios = {name: claim["mean"] for name, claim in found.items()}
-    console.print(f"{write_result('poison', settings, sides, ratios)}")
+    console.print(f"{write_result('poison' if users == USERS else f'poison_{users}_users', settings, sides, ratios)}")
     console.print(f"supported as phase_two.influence_cap: {CAPS[supported(found, POISONED)]}")
     console.print(ratios)
 

@@ -10,10 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
-
 from taskmem.backends import backends_for
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -21,6 +17,7 @@ from taskmem.evaluation.metrics import Graded
 from taskmem.feedback import log_path, read_collection
 from taskmem.files import sha256_bytes
 from taskmem.loop.tasks import ADAPTER, choose_tasks
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.influence import leading
 from taskmem.phase_two.train import INFLUENCE
 from taskmem.records import FeedbackEvent, Preference, Question, read_json, read_records, write_records
@@ -31,9 +28,7 @@ from taskmem.stages.deploy import FIRST_DAY
 from taskmem.stages.evaluate import streaming_eval
 from taskmem.stages.mining import preference_mining
 
-GRADIENTS = "gradients.safetensors"
 POISONER = sha256_bytes("poisoner")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,7 @@ class Night:
             self.out / "preferences",
             run.folder / "rollouts",
             run.folder / "segments" / "deployment",
-            run.policy,
+            FrozenPolicy(run.policy),
             ADAPTER,
             profile,
             self._seed,
@@ -165,25 +160,22 @@ class Night:
         return read_graded(folder / "arm")
 
     def named(self, name: str) -> list["Named"]:
-        """What an adapter's files say of each source, the one with the largest part in the training first."""
-        adapter = self.out / name / ADAPTER
-        recorded = read_json(adapter / INFLUENCE)["sources"]
-        took_part, gradients = mean_gradients(adapter)
-        fitted = pull(gradients, [self.pairs[i].questions for i in took_part], self.sources)
+        """What an adapter's influence.json says of each source, the one with the largest part in the training first."""
+        recorded = read_json(self.out / name / ADAPTER / INFLUENCE)["sources"]
         asked = asked_by(self.sources)
-        named = []
-        for source, part in leading(recorded, len(recorded)):
-            per_question = recorded[source]["norm"] / asked[source]
-            named.append(Named(source, asked[source], part, recorded[source]["norm"], per_question, *fitted[source]))
-        return named
+        return [
+            Named(source, asked[source], part, of["norm"], of["norm"] / asked[source], of["agreement"])
+            for source, part in leading(recorded, len(recorded))
+            for of in [recorded[source]]
+        ]
 
 
 @dataclass(frozen=True)
 class Named:
-    """One source: its questions; its part in the training, norm, and norm per question (influence.json); and its own pull.
+    """One source: its questions; and of influence.json its part in the training, norm, norm per question, and agreement.
 
-    Part and norm grow with what a source asks, so a busy honest one is first by them too. `fitted_part` and `agreement` are those
-    of `pull`; the agreement alone says which way a source pulls.
+    Part and norm grow with what a source asks, so a busy honest one is first by them too. The agreement alone says which way a
+    source pulls.
     """
 
     source: str
@@ -191,7 +183,6 @@ class Named:
     part: float
     norm: float
     norm_per_question: float
-    fitted_part: float
     agreement: float
 
 
@@ -199,49 +190,3 @@ def asked_by(sources: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """How many questions each source asked; one that several sources asked counts for each in equal parts."""
     names = sorted({name for of in sources.values() for name in of})
     return {name: sum((name in of) / len(of) for of in sources.values()) for name in names}
-
-
-def mean_gradients(adapter: Path) -> tuple[list[int], Floats]:
-    """The numbers of the pairs that took part in training, and their gradients, [pairs, H], means over their steps.
-
-    UserError if none were kept.
-    """
-    if not (adapter / GRADIENTS).exists():
-        raise UserError(f"{adapter}: holds no {GRADIENTS}; train with phase_two.keep_gradients")
-    kept = load_file(adapter / GRADIENTS)
-    of_pair: dict[int, list[Floats]] = {}
-    for step in sorted(name.removeprefix("step_") for name in kept if name.startswith("step_")):
-        for pair, gradient in zip(kept[f"pairs_{step}"].tolist(), kept[f"step_{step}"], strict=True):
-            of_pair.setdefault(pair, []).append(gradient)
-    took_part = sorted(of_pair)
-    return took_part, np.array([np.mean(of_pair[pair], axis=0, dtype=np.float64) for pair in took_part])
-
-
-def pull(
-    gradients: Floats, questions: Sequence[Sequence[str]], sources: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[float, float]]:
-    """What one question of each source adds to the gradient of a pair, by least squares over all pairs; as two numbers a source.
-
-    A pair's questions pull at once, and only pairs with more or fewer of a source's tell its pull from the others'. The first
-    number is the source's part of the mean gradient's length (with as many questions for every pair, the parts sum to 1), the
-    second the cosine between its pull and that of all other sources' questions together: below 0 it pulls against them.
-    """
-    names = sorted({name for of in sources.values() for name in of})
-    shown = np.array([[_times(name, of, sources) for name in names] for of in questions])
-    of_one = np.linalg.lstsq(shown, gradients, rcond=None)[0]
-    mean = gradients.mean(0)
-    parts = shown.mean(0) * (of_one @ mean) / (mean @ mean)
-    asked = asked_by(sources)
-    weighted = of_one * np.array([[asked[name]] for name in names])
-    rest = weighted.sum(0) - weighted
-    return {name: (float(parts[i]), _cosine(weighted[i], rest[i])) for i, name in enumerate(names)}
-
-
-def _times(name: str, questions: Sequence[str], sources: Mapping[str, Sequence[str]]) -> float:
-    return sum((name in sources[q]) / len(sources[q]) for q in questions)
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    """0 where either is nothing: a source that no pair showed pulls nowhere."""
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / size if size > 0 else 0.0

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, run, shipped_base
+from taskmem.commands.audit import audit_app
+from taskmem.commands.erase import erase
+from taskmem.commands.export import export
 from taskmem.commands.gate import gate
+from taskmem.commands.registry import registry_app
 from taskmem.commands.results import results
 from taskmem.config import load_profile
 from taskmem.errors import UserError
@@ -16,8 +20,11 @@ from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tre
 
 RESULTS, REPORT = "results.json", "report.html"
 SHOWN = (RESULTS, REPORT)
-app.command()(gate)
-app.command()(results)
+for command in (gate, results, export):
+    app.command()(command)
+audit_app.command()(erase)
+app.add_typer(registry_app, name="registry")
+app.add_typer(audit_app, name="audit")
 
 if TYPE_CHECKING:
     from components.images import Images

@@ -216,21 +216,24 @@ def phase_two(
 
     What goes wrong in one never stops the others: --out/outcomes.jsonl says what became of each. Exit code 0 if one is ready.
     """
+    from taskmem.phase_two.frozen import FrozenPolicy
     from taskmem.stages import adapt
 
-    paths, settings = (rollouts, segments, policy), load_profile(profile)
+    paths, settings = (rollouts, segments), load_profile(profile)
     if environments is None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_@-]*", name):
             raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
         with _stage("phase-two") as progress:
-            adapt.phase_two(preferences, *paths, name, settings, seed, out, progress, cache, _note)
+            adapt.phase_two(
+                preferences, *paths, FrozenPolicy(policy), name, settings, seed, out, progress, cache, _note
+            )
         console.print(f"{out / name}", highlight=False, markup=False)
         return
     from taskmem.loop.results import outcomes_table
 
     names = environments.split(",")
     with _stage("phase-two") as progress:
-        done = adapt.phase_two_of_each(preferences, *paths, names, settings, seed, out, progress, cache, _note)
+        done = adapt.phase_two_of_each(preferences, *paths, policy, names, settings, seed, out, progress, cache, _note)
     console.print(outcomes_table(done, "adapters"))
     console.print(f"{out / 'outcomes.jsonl'}", highlight=False, markup=False, soft_wrap=True)
     if not any(outcome.status == "ready" for outcome in done):

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from taskmem.cluster import ClusterSettings
 from taskmem.errors import UserError
+from taskmem.roles import CallSettings
 from taskmem.settings import Count, NonNegative, Positive, Settings, Share
 
 
@@ -234,6 +235,7 @@ class Profile(Settings):
     adaptation: AdaptationSettings
     gate: GateSettings
     cluster: ClusterSettings | None  # null in what travels to a stage: no stage decides where it runs
+    calls: CallSettings | None  # null: no role is asked over HTTP
     world: WorldSettings | None = None
 
     @model_validator(mode="after")

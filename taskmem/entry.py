@@ -177,7 +177,7 @@ def deployment(
     settings = parse_profile(profile)
     ends = _backends(settings, world)
     asked, out = _questions(questions), Path(memories)
-    stage(Path(segments), Path(policy), asked, ends, settings, seed, out, progress_lines())
+    stage(Path(segments), Path(policy), asked, ends, settings, seed, out, progress_lines(), image=_image())
     shutil.move(out / EVENTS, events)
     return _numbers(read_json(out / SUMMARY))
 

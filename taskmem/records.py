@@ -300,6 +300,31 @@ class FeedbackEvent(Record):
     consent: bool
 
 
+class Response(Record):
+    """One line of the response log, which an audit joins with the registry: what answered a request, and from which memories.
+
+    `adapter` is name@version or none, `adapter_digest` the SHA-256 of its weights; `image` names what ran, "local" if none.
+    `memories` are the ids `stream:index` that were read for an answer, or the one that was written. It holds no text.
+    """
+
+    id: Name
+    time: AwareDatetime
+    environment: Name
+    policy: Sha256
+    adapter: str
+    adapter_digest: Sha256 | None
+    image: Annotated[str, Field(min_length=1)]
+    stream: Name
+    question: Name | None
+    memories: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if (self.adapter == "none") != (self.adapter_digest is None):
+            raise ValueError("adapter and adapter_digest are both there, or neither is")
+        return self
+
+
 R = TypeVar("R", bound=Record)
 
 

@@ -8,10 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # who may import whom: a room sees those above it
-FREE = ("errors", "files", "progress", "settings", "cluster", "config", "records")
+FREE = ("errors", "files", "progress", "settings", "cluster", "roles", "config", "records")
 ROOMS = (
-    *("store", "registry", "video", "policy", "judge", "reward", "phase_one", "preferences", "steer", "phase_two"),
-    *("feedback", "vllm_plugin", "gateway", "agent", "evaluation", "lineage", "erasure", "audit", "world", "profiles"),
+    *("store", "registry", "video", "endpoint", "policy", "judge", "reward", "phase_one", "preferences", "steer"),
+    *("phase_two", "feedback", "vllm_plugin", "gateway", "agent", "evaluation", "lineage", "erasure", "audit"),
+    *("world", "profiles"),
 )
 # where the parts are put together, the lower first
 COMPOSED = ("backends", "stages", "loop", "entry", "cli", "commands")

@@ -19,7 +19,7 @@ def deployment(
 ) -> None:
     """Start the policy as an agent, check it, stream the segments, ask each environment's first questions, stop.
 
-    `memories` gets memories.jsonl, `events` one feedback log per environment, <environment>.jsonl.
+    `memories` gets memories.jsonl and responses.jsonl, `events` one feedback log per environment, <environment>.jsonl.
     """
     from taskmem.entry import deployment as stage
 

@@ -1,1 +1,1 @@
-"""Groups of commands, one file each: what `taskmem GROUP COMMAND` does. `taskmem.cli` mounts them."""
+"""Groups of commands, one file each: what `taskmem GROUP COMMAND` does. `pipelines.cli` mounts them."""

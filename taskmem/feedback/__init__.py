@@ -1,7 +1,7 @@
 """Feedback: the event log of a deployment, and the recent questions collected from it."""
 
 from taskmem.feedback.collection import Collection, Watermark, read_collection, read_watermark, write_collection
-from taskmem.feedback.collector import collect, collect_folder, to_question
+from taskmem.feedback.collector import collect, collect_folder, rests_on_erased, to_question
 from taskmem.feedback.log import EventConflictError, EventLog, log_path
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "log_path",
     "read_collection",
     "read_watermark",
+    "rests_on_erased",
     "to_question",
     "write_collection",
 ]

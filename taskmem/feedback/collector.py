@@ -1,8 +1,7 @@
 """From the event log to the recent questions of each environment: each event once, answers left behind."""
 
 import hashlib
-from collections.abc import Collection as Container
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
 

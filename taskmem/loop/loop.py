@@ -14,6 +14,7 @@ from taskmem.files import sha256_tree
 from taskmem.loop.results import ARMS, loop_results
 from taskmem.loop.runner import Display, Done, Runner, Work
 from taskmem.loop.tasks import ADAPTER, OTHER, OWN, RANDOM, choose_tasks
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.progress import Progress
 from taskmem.records import Refusal, read_json, read_records, write_json
 from taskmem.stages import adapt, candidates, collect, deploy, evaluate, judging, mining, segmentation, train_policy
@@ -208,7 +209,7 @@ class Loop:
                 pairs.folder,
                 rollouts.folder,
                 film.folder,
-                _policy(pi_0),
+                FrozenPolicy(_policy(pi_0)),
                 ADAPTER,
                 self._profile,
                 self._seed,

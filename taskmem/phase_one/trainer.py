@@ -23,10 +23,11 @@ from taskmem.errors import UserError
 from taskmem.files import atomic_write
 from taskmem.phase_one.history import History
 from taskmem.phase_one.rollouts import Group, summarise
+from taskmem.policy.completion import seed_of
 from taskmem.policy.encoding import Prompt
 from taskmem.policy.packing import score_groups
 from taskmem.policy.protocols import Completion
-from taskmem.policy.transformers_policy import TransformersPolicy, seed_of
+from taskmem.policy.transformers_policy import TransformersPolicy
 from taskmem.records import Context
 
 SLOTS_FILE = "slots.json"

@@ -1,7 +1,8 @@
 """Who moves the vector: every pair's gradient, added up per source, so that no source can move it further than its share.
 
-A pair's gradient is as large as the vector, 8 KB, so each can be looked at. A pair that rests on several sources counts for each
-in equal parts; the parts of all sources sum to the ordinary gradient.
+A pair's gradient is as large as the vector, 8 KB, so each can be looked at. A pair that rests on several questions counts for the
+source of each in equal parts; the parts of all sources sum to the ordinary gradient. A part tells who asked most; which way a
+source pulls is seen from pairs with more and with fewer of its questions, see `agreement`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,16 @@ UNKNOWN = "unknown"
 
 
 def source_weights(sources: Sequence[Sequence[str]]) -> tuple[list[str], torch.Tensor]:
-    """The names of all sources, sorted, and each pair's weight in each, [sources, pairs]; a pair's weights sum to one."""
-    of_pair = [tuple(dict.fromkeys(named)) or (UNKNOWN,) for named in sources]
+    """The names of all sources, sorted, and each pair's weight in each, [sources, pairs]; a pair's weights sum to one.
+
+    A source stands in a pair once for each of its questions there.
+    """
+    of_pair = [tuple(named) or (UNKNOWN,) for named in sources]
     names = sorted({name for named in of_pair for name in named})
     weights = torch.zeros(len(names), len(of_pair), dtype=torch.float64)
     for pair, named in enumerate(of_pair):
         for name in named:
-            weights[names.index(name), pair] = 1 / len(named)
+            weights[names.index(name), pair] += 1 / len(named)
     return names, weights
 
 
@@ -66,6 +70,7 @@ class Influence:
         self.names, self._weights = source_weights(sources)
         self._of_sources, self._of_pairs = _Parts(len(self.names)), _Parts(len(sources))
         self._shortened = torch.zeros(len(self.names), dtype=torch.int64)
+        self._gradients: torch.Tensor | None = None  # of each pair, summed over its steps
 
     def aggregate(self, gradients: torch.Tensor, pairs: Sequence[int], cap: float | None) -> torch.Tensor:
         """The gradient [H] of a step from those of its `pairs`, [pairs, H]: without a cap, their mean."""
@@ -80,25 +85,51 @@ class Influence:
         factors = kept.norm(dim=1) / contributions.norm(dim=1).clamp(min=torch.finfo(kept.dtype).tiny)
         of_pairs = gradients * (weights[present].T @ factors)[:, None] / len(pairs)
         self._of_pairs.add(torch.tensor(list(pairs)), gradients, of_pairs, total)
+        if self._gradients is None:
+            self._gradients = torch.zeros(self._weights.shape[1], gradients.shape[1], dtype=torch.float64)
+        self._gradients[list(pairs)] += gradients.double().cpu()
         self._shortened[here] += (kept != contributions).any(1).cpu()
         return total
 
     def sources(self) -> dict[str, dict[str, float]]:
         """By source: the pairs it speaks for, the steps it took part in, and those in which it was shortened; over these steps,
-        the mean norm of its contribution before that, and its mean share of the step. The shares of a step sum to 1.
+        the mean norm of its contribution before that, and its mean share of the step. The shares of a step sum to 1. And its
+        `agreement` with all others.
         """
+        agreements = self._agreements()
         return {
             name: {
                 "pairs": round(float(self._weights[i].sum()), 6),
                 "capped_steps": int(self._shortened[i]),
                 **self._of_sources.report(i),
+                "agreement": round(agreements[i], 6),
             }
             for i, name in enumerate(self.names)
         }
 
+    def _agreements(self) -> list[float]:
+        if self._gradients is None:
+            return [0.0] * len(self.names)
+        took_part = self._of_pairs.steps > 0
+        means = self._gradients[took_part] / self._of_pairs.steps[took_part, None]
+        return agreement(means, self._weights.T[took_part]).tolist()
+
     def pair(self, number: int) -> dict[str, float]:
         """Of one pair: the steps it took part in, and over these its gradient's mean norm and its mean share of the step."""
         return self._of_pairs.report(number)
+
+
+def agreement(gradients: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """How far each source pulls where the others do, [sources], from -1 (against them) to 1; 0 where it pulls nowhere.
+
+    `gradients` [pairs, H] are those of the pairs, `shown` [pairs, sources] each source's share of a pair's questions. The pulls
+    are what explains the gradients best by least squares, as sums over a pair's questions; the agreement is the cosine between a
+    source's pull and the sum of all others', each by the questions it was shown with.
+    """
+    # of many solutions the shortest; the routine that finds it is the CPU's
+    each = torch.linalg.lstsq(shown.double().cpu(), gradients.double().cpu(), driver="gelsd").solution
+    pulls = each * shown.sum(0).double().cpu()[:, None]
+    return torch.cosine_similarity(pulls, pulls.sum(0) - pulls, dim=1)
 
 
 def leading(sources: Mapping[str, Mapping[str, float]], most: int) -> list[tuple[str, float]]:

@@ -58,7 +58,8 @@ def _files(path: Path) -> tuple[tuple[str, int, int, int], ...]:
 class TrunkSupply:
     """Gives trunks of one policy at one steer layer, from `cache` if there is one, and computes those that are missing.
 
-    `computed` counts the contexts whose trunk was. The same context and candidates give the same bytes, with a cache or without.
+    `computed` counts the contexts whose trunk was; `make_room` is called before the lower half is loaded. The same context and
+    candidates give the same bytes, with a cache or without.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class TrunkSupply:
         encoder: PromptEncoder,
         cache: TrunkCache | None = None,
         dtype: torch.dtype | None = None,
+        make_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._checkpoint = checkpoint
         self._layer = layer
         self._encoder = encoder
         self._cache = cache
         self._dtype = dtype
+        self._make_room = make_room
         self.computed = 0
 
     def trunks(self, wanted: Sequence[Wanted]) -> list[Trunk]:
@@ -81,6 +84,7 @@ class TrunkSupply:
         found = {i: trunk for i, each in enumerate(wanted) if (trunk := self._cached(each)) is not None}
         missing = [i for i in range(len(wanted)) if i not in found]
         if missing:
+            self._make_room()
             lower = load_lower(self._checkpoint.path, self._layer, self._dtype)
             self._checkpoint.check()
             for i in missing:

@@ -22,9 +22,10 @@ from taskmem.files import replace_directory
 from taskmem.phase_two.cache import TrunkCache
 from taskmem.phase_two.engine import Example, PairEngine
 from taskmem.phase_two.fit import Fitted, document, fit
-from taskmem.phase_two.halves import load_upper, meta_policy
+from taskmem.phase_two.frozen import FrozenPolicy
+from taskmem.phase_two.halves import meta_policy
 from taskmem.phase_two.influence import Influence
-from taskmem.phase_two.supply import Checkpoint, TrunkSupply, Wanted
+from taskmem.phase_two.supply import TrunkSupply, Wanted
 from taskmem.phase_two.trunk import Tokens
 from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.transformers_policy import load_processor, policy_reference
@@ -84,7 +85,7 @@ def load_pairs(
 
 
 def train_phase_two(
-    policy: Path,
+    policy: FrozenPolicy,
     pairs: Sequence[Pair],
     frames_of: FramesOf,
     profile: Profile,
@@ -105,18 +106,39 @@ def train_phase_two(
     if not pairs:
         raise UserError(f"{out}: no preference pairs to train on; collect more feedback or mine more contexts")
     check_replaceable(out)
-    checkpoint = Checkpoint.of(policy)
-    encoder = PromptEncoder(load_processor(policy), profile.policy, frames_of, KEPT_CLIPS)
+    encoder = _encoder(policy, frames_of, profile)
     wanted, examples = _encode(pairs, encoder)
-    store = TrunkCache(cache, settings.trunk_cache_bytes) if cache else None
-    supply = TrunkSupply(checkpoint, settings.layer, encoder, store)
+    supply = _supply(policy, encoder, settings, cache)
     trunks = supply.trunks(wanted)
     kept = len(wanted) - supply.computed
     note(f"{len(pairs)} pairs of {len(wanted)} contexts; trunks: {supply.computed} computed, {kept} from the cache")
-    upper = load_upper(policy, settings.layer)
-    checkpoint.check()
-    done = fit(PairEngine(upper, trunks, examples), examples, [p.sources for p in pairs], settings, seed, progress)
-    return _save(policy, checkpoint.digest, pairs, done, settings, out)
+    engine = PairEngine(policy.upper(settings.layer), trunks, examples)
+    done = fit(engine, examples, [p.sources for p in pairs], settings, seed, progress)
+    return _save(policy.path, policy.checkpoint.digest, pairs, done, settings, out)
+
+
+def prepare_trunks(
+    policy: FrozenPolicy, pairs: Sequence[Pair], frames_of: FramesOf, profile: Profile, cache: Path
+) -> int:
+    """Compute the trunks of `pairs` that are not in the folder `cache` yet; returns of how many contexts.
+
+    For the pairs of many environments at once: the lower half is then loaded once, not once for each. UserError as training.
+    """
+    encoder = _encoder(policy, frames_of, profile)
+    supply = _supply(policy, encoder, profile.phase_two, cache)
+    supply.trunks(_encode(pairs, encoder)[0])
+    return supply.computed
+
+
+def _encoder(policy: FrozenPolicy, frames_of: FramesOf, profile: Profile) -> PromptEncoder:
+    return PromptEncoder(load_processor(policy.path), profile.policy, frames_of, KEPT_CLIPS)
+
+
+def _supply(
+    policy: FrozenPolicy, encoder: PromptEncoder, settings: PhaseTwoSettings, cache: Path | None
+) -> TrunkSupply:
+    store = TrunkCache(cache, settings.trunk_cache_bytes) if cache else None
+    return TrunkSupply(policy.checkpoint, settings.layer, encoder, store, make_room=policy.release)
 
 
 def check_replaceable(out: Path) -> None:

@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from taskmem.config import PolicySettings
 from taskmem.errors import UserError
-from taskmem.files import sha256_bytes, sha256_tree
+from taskmem.files import sha256_tree
+from taskmem.policy.completion import completion_of, seed_of
 from taskmem.policy.encoding import Prompt, PromptEncoder
-from taskmem.policy.grammar import CLOSE, parse
 from taskmem.policy.packing import sample_groups
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
@@ -67,11 +67,6 @@ def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any,
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(path)
 
 
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything that prints the same each time."""
-    return int(sha256_bytes(":".join(map(str, parts)))[:16], 16) >> 1
-
-
 class TransformersPolicy:
     """Implements `policy.protocols.Policy` with shared prefill for the rollouts of a context."""
 
@@ -80,7 +75,6 @@ class TransformersPolicy:
         self.encoder = encoder
         self.digest = digest
         self.adapter = adapter
-        self._close_id = encoder.tokenizer.convert_tokens_to_ids(CLOSE)
 
     @classmethod
     def of(cls, model: Any, processor: Any, settings: PolicySettings, frames_of: FramesOf, digest: str) -> Self:
@@ -98,16 +92,7 @@ class TransformersPolicy:
 
     def completion(self, tokens: Sequence[int]) -> Completion:
         """Token ids as a completion, parsed by the output grammar."""
-        body = tokens[:-1] if tokens and tokens[-1] == self.encoder.end_id else tokens
-        text = self.encoder.tokenizer.decode(body, skip_special_tokens=False)
-        memory = parse(text).memory
-        return Completion(
-            text=text,
-            tokens=tuple(tokens),
-            think_tokens=body.index(self._close_id) if self._close_id in body else len(body),
-            memory=memory,
-            memory_tokens=len(self.encoder.tokenizer(memory, add_special_tokens=False).input_ids) if memory else 0,
-        )
+        return completion_of(tokens, self.encoder.tokenizer)
 
     def write(self, contexts: Sequence[Context], n: int, seed: int) -> list[list[Completion]]:
         """Sample `n` completions for each context."""

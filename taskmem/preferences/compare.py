@@ -1,6 +1,7 @@
 """Every pair of a context's candidates before the helpfulness judge, in both orders (METHOD section 4, step 2)."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -30,13 +31,36 @@ class ComparisonOutcome:
     failures: tuple[ComparisonFailure, ...]
 
 
-def draw_questions(questions: Sequence[Question], context: str, shown: int, seed: int) -> list[Question]:
+def draw_questions(
+    questions: Sequence[Question],
+    context: str,
+    shown: int,
+    seed: int,
+    sources: Mapping[str, Sequence[str]] | None = None,
+) -> list[Question]:
     """min(`shown`, n) of the questions, without answers, drawn from the seed and the context's id.
 
-    The draw and its order do not depend on the order of `questions`, nor on other contexts.
+    With the `sources` of each question, one or more, one of every source is drawn before a second of any: who asks more often
+    is not heard more often. The draw and its order do not depend on the order of `questions`, nor on other contexts.
     """
     drawn = sorted(questions, key=lambda question: ticket(seed, "questions", context, question.id))
+    if sources is not None:
+        turns = _turns(drawn, context, seed, sources)
+        drawn.sort(key=lambda question: turns[question.id])
     return [question.without_answer() for question in drawn[:shown]]
+
+
+def _turns(
+    drawn: Sequence[Question], context: str, seed: int, sources: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[int, str]]:
+    """Of each question how many of its source come before it, and the source's own ticket; of several sources the first."""
+    asked: Counter[str] = Counter()
+    turns = {}
+    for question in drawn:
+        of = sources[question.id]
+        turns[question.id] = min((asked[source], ticket(seed, "sources", context, source)) for source in of)
+        asked.update(of)
+    return turns
 
 
 def _named(position: Position, first: Order, second: Order) -> Order:
@@ -52,10 +76,12 @@ def compare_candidates(
     judge: HelpfulnessJudge,
     settings: MiningSettings,
     seed: int,
+    sources: Mapping[str, Sequence[str]] | None = None,
 ) -> ComparisonOutcome:
     """Ask the judge about every pair of different memories of one context, twice, the order swapped the second time.
 
-    `questions` are the recent ones; `questions_shown` of them are drawn for this context and shown without answers.
+    `questions` are the recent ones; `questions_shown` of them are drawn for this context, source by source where `sources` names
+    those of each, and shown without answers.
     Memories with the same text are compared once, under their lowest index. A `JudgeError` in either order makes the
     pair a failure with the judge's reason; it is then no comparison at all. METHOD section 4, step 2
     (arXiv:2605.31075).
@@ -69,7 +95,7 @@ def compare_candidates(
             f"rollouts of context {rollouts.context}: given for context {context.id}; build the cache again"
         )
     candidates = mined_candidates(rollouts, judgements, settings)
-    shown = draw_questions(questions, context.id, settings.questions_shown, seed)
+    shown = draw_questions(questions, context.id, settings.questions_shown, seed, sources)
     comparisons, failures = [], []
     for a, b in combinations(distinct(candidates).values(), 2):
         try:

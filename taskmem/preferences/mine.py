@@ -86,7 +86,7 @@ def _check_questions(questions: Sequence[Question], sources: Mapping[str, Sequen
 
 
 def _with_sources(pair: Preference, sources: Mapping[str, Sequence[str]] | None) -> Preference:
-    known = set() if sources is None else {source for question in pair.questions for source in sources[question]}
+    known = [] if sources is None else [source for question in pair.questions for source in sources[question]]
     return pair.model_copy(update={"sources": tuple(sorted(known))})
 
 
@@ -105,9 +105,9 @@ def mine(
     """Mine every context of the rollout cache for its pairs (METHOD section 4, steps 2 to 4; arXiv:2605.31075).
 
     Rollouts and judgements are joined to contexts by id; the results keep the order of `rollouts`. `questions` are the
-    recent ones of one environment. `sources` names the sources of each question: a pair carries those of all its
-    questions, sorted; without it a pair has none. With `workers` above 1, contexts are mined in that many threads and
-    the judge must be thread-safe; the results are the same.
+    recent ones of one environment. `sources` names the sources of each question: questions are then drawn source by source,
+    and a pair names a source once for each of its questions, sorted; without it a pair has none. With `workers` above 1,
+    contexts are mined in that many threads and the judge must be thread-safe; the results are the same.
 
     Raises UserError, before the judge is first asked, for missing or repeated questions, sources, contexts, rollouts or
     judgements.
@@ -116,7 +116,7 @@ def mine(
     jobs = _jobs(contexts, rollouts, judgements, settings)
 
     def compare(job: _Job) -> ComparisonOutcome:
-        return compare_candidates(job.context, job.rollouts, job.judgements, questions, judge, settings, seed)
+        return compare_candidates(job.context, job.rollouts, job.judgements, questions, judge, settings, seed, sources)
 
     if workers == 1:
         outcomes = [compare(job) for job in jobs]

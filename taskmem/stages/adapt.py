@@ -8,12 +8,13 @@ from pydantic import ValidationError
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.lineage.outcome import OUTCOMES, Outcome
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.influence import leading
-from taskmem.phase_two.train import INFLUENCE, check_replaceable, load_pairs, train_phase_two
-from taskmem.policy.transformers_policy import policy_digest, prepare_process
+from taskmem.phase_two.train import INFLUENCE, Pair, check_replaceable, load_pairs, prepare_trunks, train_phase_two
+from taskmem.policy.transformers_policy import prepare_process
 from taskmem.progress import Note, Progress, silent, unheard
 from taskmem.records import Preference, Rollouts, one_line, read_json, read_records
-from taskmem.stages.common import PREFERENCES, ROLLOUTS, contexts_of, footage
+from taskmem.stages.common import PREFERENCES, ROLLOUTS, Footage, contexts_of, footage
 from taskmem.stages.nightly import train_shard
 from taskmem.stages.shard import EnvironmentSpec, Shard
 
@@ -25,7 +26,7 @@ def phase_two(
     preferences: Path,
     rollouts: Path,
     segments: Path,
-    policy: Path,
+    policy: FrozenPolicy,
     name: str,
     profile: Profile,
     seed: int,
@@ -42,19 +43,46 @@ def phase_two(
     prepare_process()
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     film = footage(segments, profile)
-    contexts = contexts_of(cached, film.segments, profile)
-    pairs = load_pairs(read_records(preferences / PREFERENCES, Preference), cached, contexts, policy_digest(policy))
+    pairs = _pairs([preferences], cached, film, policy, profile)
     adapter = train_phase_two(policy, pairs, film.frames_of, profile, seed, out / name, progress, cache, note)
     if (adapter / INFLUENCE).exists():
-        note(f"moved most by {_moved_by(adapter)}")
+        note(f"moved most by {moved_by(adapter)}")
 
 
-def _moved_by(adapter: Path) -> str:
-    """The three sources with the largest part in an adapter, by the first digits of their hash."""
+def _pairs(
+    preferences: Sequence[Path], cached: list[Rollouts], film: Footage, policy: FrozenPolicy, profile: Profile
+) -> list[Pair]:
+    contexts = contexts_of(cached, film.segments, profile)
+    preferred = [pair for folder in preferences for pair in read_records(folder / PREFERENCES, Preference)]
+    return load_pairs(preferred, cached, contexts, policy.checkpoint.digest)
+
+
+def prepare(
+    preferences: Sequence[Path],
+    rollouts: Path,
+    segments: Path,
+    policy: FrozenPolicy,
+    profile: Profile,
+    cache: Path,
+    note: Note,
+) -> None:
+    """Compute all trunks that the environments of the folders `preferences` lack in the folder `cache`, in one pass."""
+    prepare_process()
+    cached = read_records(rollouts / ROLLOUTS, Rollouts)
+    film = footage(segments, profile)
+    pairs = _pairs(preferences, cached, film, policy, profile)
+    computed = prepare_trunks(policy, pairs, film.frames_of, profile, cache)
+    note(f"{len(preferences)} environments: trunks of {computed} contexts computed")
+
+
+def moved_by(adapter: Path) -> str:
+    """The sources with the largest part in an adapter, by the first digits of their hash, and who pulls against the rest."""
     sources = read_json(adapter / INFLUENCE)["sources"]
     parts = [f"{name[:DIGITS]} {part:.0%}" for name, part in leading(sources, NAMED)]
     others = len(sources) - len(parts)
-    return ", ".join(parts) + (f" and {others} more" if others else "")
+    against = [name[:DIGITS] for name, of in sources.items() if of["agreement"] < 0]
+    dissent = f"; against the others: {', '.join(against[:NAMED])}" if against else ""
+    return ", ".join(parts) + (f" and {others} more" if others else "") + dissent
 
 
 def phase_two_of_each(

@@ -1,5 +1,6 @@
 """feedback_collection: the questions people asked come back, without their answers."""
 
+from collections.abc import Container
 from pathlib import Path
 
 from taskmem.config import Profile
@@ -24,12 +25,18 @@ def feedback_collection(events: Path, since: Watermark | None, profile: Profile,
 
 
 def collect_environment(
-    events: Path, environment: str, since: Watermark | None, profile: Profile, out: Path
+    events: Path,
+    environment: str,
+    since: Watermark | None,
+    profile: Profile,
+    out: Path,
+    erased: Container[str] = (),
 ) -> Collection:
     """Collect the recent questions of one environment from `events`/<environment>.jsonl alone, and write them to `out`.
 
-    Events in it that name another environment are refused and listed. UserError for an unsafe name or a missing log.
+    Events in it that name another environment, and those of `erased` streams and sources (see `taskmem.erasure.tombstones`),
+    are refused and listed. UserError for an unsafe name or a missing log.
     """
-    collection = collect(log_path(events, environment), since, profile.mining, environment)
+    collection = collect(log_path(events, environment), since, profile.mining, environment, erased)
     write_collection(out, collection)
     return collection

@@ -10,13 +10,15 @@ from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.evaluation.streaming import feedback_and_rest
-from taskmem.files import sha256_bytes
+from taskmem.files import canonical_json, sha256_bytes, sha256_file
 from taskmem.policy.stream import by_stream, positions
 from taskmem.progress import Progress, silent
-from taskmem.records import FeedbackEvent, Memory, Question, Segment, write_json, write_records
-from taskmem.stages.common import EVENTS, MEMORIES, SUMMARY, footage, questions_about
+from taskmem.records import FeedbackEvent, Memory, Question, Response, Segment, write_json, write_records
+from taskmem.registry.manifest import WEIGHTS
+from taskmem.stages.common import EVENTS, MEMORIES, RESPONSES, SUMMARY, footage, questions_about
 from taskmem.stages.policies import load_policy
 
+REQUEST_DIGITS = 32
 # stream time is all a rendered stream has; a log needs dates
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -31,12 +33,14 @@ def deployment(
     out: Path,
     progress: Progress = silent,
     adapter: Path | None = None,
+    image: str = "local",
 ) -> None:
     """Start an agent with the policy (steered by the adapter in `adapter`), stream the split, ask its questions, stop it.
 
     Each environment's first questions are asked. Writes `out`/memories.jsonl, `out`/events/<environment>.jsonl with one
-    feedback event per question, and `out`/summary.json {segments, format_rate, asked, answered, correct}. UserError if the
-    policy wrote not one well-formed memory.
+    feedback event per question, `out`/responses.jsonl with one `Response` per question, which says that `image` ran, and
+    `out`/summary.json {segments, format_rate, asked, answered, correct}. UserError if the policy wrote not one well-formed
+    memory.
     """
     # it is the sign of a policy that was deployed and checked
     (out / SUMMARY).unlink(missing_ok=True)
@@ -53,6 +57,8 @@ def deployment(
         if not well_formed:
             raise UserError(f"{policy}: not one of {len(memories)} memories is well formed; deploy another policy")
         events = _ask(agent, first, backends)
+        weights = sha256_file(adapter / WEIGHTS) if adapter else None
+        write_records(out / RESPONSES, [_response(event, agent.ready().policy, weights, image) for event in events])
     for lock in (out / EVENTS).glob("*.lock"):
         lock.unlink()
     summary = {
@@ -85,6 +91,21 @@ def _ask(agent: Agent, questions: Sequence[Question], backends: Backends) -> lis
         events.append(_event(question, answer, right, adapter))
         agent.feedback(events[-1])
     return events
+
+
+def _response(event: FeedbackEvent, policy: str, weights: str | None, image: str) -> Response:
+    return Response(
+        id=sha256_bytes(canonical_json([policy, weights, event.id]))[:REQUEST_DIGITS],
+        time=event.time,
+        environment=event.environment,
+        policy=policy,
+        adapter=event.adapter,
+        adapter_digest=weights,
+        image=image,
+        stream=event.stream,
+        question=event.question,
+        memories=event.memories,
+    )
 
 
 def _event(question: Question, answer: Answer, right: bool, adapter: str) -> FeedbackEvent:

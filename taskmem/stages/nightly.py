@@ -1,25 +1,31 @@
 """feedback_collection, preference_mining and phase_two_dpo for a shard of environments."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taskmem.config import Profile
+from taskmem.erasure import tombstones
 from taskmem.errors import UserError
 from taskmem.feedback import Collection, log_path
 from taskmem.feedback.collection import Watermark
 from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Note, Progress, silent
-from taskmem.records import read_json, write_json
+from taskmem.records import Preference, read_json, read_records, write_json
 from taskmem.registry import watermark
 from taskmem.stages.collect import collect_environment
-from taskmem.stages.common import SUMMARY
+from taskmem.stages.common import PREFERENCES, SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, log, ready, run_shard
 from taskmem.store import open_store
+
+if TYPE_CHECKING:
+    from taskmem.phase_two.frozen import FrozenPolicy
 
 SINCE = "since.json"
 
@@ -38,9 +44,10 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
     """Collect each environment's recent questions from `events`/<environment>.jsonl.
 
     Skips an environment with fewer than `adaptation.new_questions` since its watermark in `store` ("" for none), which
-    moves when the environment's night is over.
+    moves when the environment's night is over. What was erased by the store's tombstones is not collected.
     """
     registry = open_store(store) if store else None
+    erased = tombstones(registry) if registry else frozenset()
     if not events.is_dir():
         raise UserError(
             f"{events}: no folder of feedback logs; give the one that the agent writes <environment>.jsonl to"
@@ -52,7 +59,7 @@ def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out:
         known = watermark(registry, spec.environment) if registry else None
         write_json(folder / SINCE, known)
         since = Watermark.model_validate(known) if known else None
-        new = collect_environment(events, spec.environment, since, settings, folder)
+        new = collect_environment(events, spec.environment, since, settings, folder, erased)
         asked = len(new.questions.get(spec.environment, ()))
         if asked < settings.adaptation.new_questions:
             when = "since the last adaptation" if since else "in all"
@@ -114,20 +121,26 @@ def train_shard(
     seed: int,
     out: Path,
     progress: Progress = silent,
-    cache: Path | None = None,
+    trunk_cache: Path | None = None,
     note: Note = log,
     by_hand: bool = False,
 ) -> list[Outcome]:
     """Train `out`/<name> for each environment from its pairs below `preferences`. `progress` counts steps of all.
 
-    What one environment computed of a context serves all others: it lies in the folder `cache`, which may outlive the job,
+    What one environment computed of a context serves all others: it lies in the folder `trunk_cache`, which may outlive the job,
     or in a temporary one. `note` is told what became of each. Preferences put together `by_hand` have no outcomes.
     """
     done = 0
 
+    @cache
+    def frozen() -> "FrozenPolicy":
+        # the other two stages of this file run in images without torch, and an idle shard needs none
+        from taskmem.phase_two.frozen import FrozenPolicy  # noqa: PLC0415
+
+        return FrozenPolicy(policy)
+
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
         nonlocal done
-        # the other two stages of this file run in images without torch, and an idle shard needs none
         from taskmem.stages.adapt import phase_two  # noqa: PLC0415
 
         def step(at: int, of: int) -> None:
@@ -137,13 +150,40 @@ def train_shard(
             note(f"{spec.name}: {line}")
 
         pairs = preferences / spec.name if by_hand else ready(preferences, spec)
-        paths = (pairs, rollouts, segments, policy)
-        phase_two(*paths, folder.name, settings, seed, folder.parent, step, trunks, tell)
+        phase_two(pairs, rollouts, segments, frozen(), folder.name, settings, seed, folder.parent, step, trunks, tell)
         done += 1
 
     before = None if by_hand else preferences
-    with _shared(cache, len(shard.environments)) as trunks:
+    with _shared(trunk_cache, len(shard.environments)) as trunks:
+        if trunks is not None and len(shard.environments) > 1:
+            _prepare(shard, preferences, by_hand, (rollouts, segments), frozen, profile, trunks, note)
         return run_shard("phase_two_dpo", shard, profile, before, out, work, note=note)
+
+
+def _prepare(
+    shard: Shard,
+    preferences: Path,
+    by_hand: bool,
+    candidates: tuple[Path, Path],
+    frozen: Callable[[], "FrozenPolicy"],
+    profile: Profile,
+    trunks: Path,
+    note: Note,
+) -> None:
+    """Compute the trunks of all environments with one loading of the lower half, where they share a steer layer."""
+    by_layer: dict[int, list[tuple[Path, Profile]]] = {}
+    for spec in shard.environments:
+        # what is wrong with one environment is said when its turn comes
+        with suppress(UserError):
+            folder = preferences / spec.name if by_hand else ready(preferences, spec)
+            read_records(folder / PREFERENCES, Preference)
+            settings = spec.profile(profile)
+            by_layer.setdefault(settings.phase_two.layer, []).append((folder, settings))
+    for several in by_layer.values():
+        from taskmem.stages.adapt import prepare  # noqa: PLC0415 - as above, an idle shard needs no torch
+
+        with suppress(UserError):
+            prepare([folder for folder, _ in several], *candidates, frozen(), several[0][1], trunks, note)
 
 
 @contextmanager

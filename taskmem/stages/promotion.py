@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from taskmem.config import Profile
+from taskmem.erasure import tombstones
 from taskmem.errors import UserError
 from taskmem.evaluation.gate import Verdict
-from taskmem.feedback import read_collection
+from taskmem.feedback import read_collection, rests_on_erased
 from taskmem.files import canonical_json, sha256_bytes, sha256_file, sha256_tree
 from taskmem.lineage.code import commit
 from taskmem.lineage.outcome import Outcome
@@ -67,6 +68,7 @@ def promote_shard(
         held = _held(ready(verdicts, spec) / HELD, verdict, spec, ready(adapters, spec))
         _check_policy(registry, held)
         _check_watermark(registry, spec.environment, ready(feedback, spec))
+        _check_erased(registry, spec.environment, ready(feedback, spec))
         provenance = _provenance(ready(preferences, spec), ready(feedback, spec), spec, held, image, seed)
         version = _publish(registry, spec, ready(adapters, spec), provenance)
         challenge(registry, spec.environment, version)
@@ -202,6 +204,14 @@ def _check_watermark(registry: Store, environment: str, feedback: Path) -> None:
     present = watermark(registry, environment)
     if present not in (_since(feedback), _used(feedback)):
         raise WatermarkMovedError(environment, present)
+
+
+def _check_erased(registry: Store, environment: str, feedback: Path) -> None:
+    """UserError if a stream or source was erased whose questions were collected before that."""
+    if rests_on_erased(read_collection(feedback), tombstones(registry)):
+        raise UserError(
+            f"environment {environment}: rests on a stream or source that was erased meanwhile; the next run adapts it anew"
+        )
 
 
 def _advance(registry: Store, environment: str, feedback: Path) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from boto3.session import Session  # type: ignore[import-untyped]
-from botocore import exceptions as boto  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
+from boto3.session import Session
+from botocore import exceptions as boto
+from botocore.config import Config
 
 from taskmem.errors import UserError
 from taskmem.store.s3_faults import NoAnswer, Refusal

@@ -4,7 +4,6 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,9 +15,7 @@ from benchmarks.poisoned import (
     Named,
     Run,
     asked_by,
-    mean_gradients,
     measured_runs,
-    pull,
     recent_events,
 )
 from taskmem.cli import shipped_base
@@ -102,7 +99,6 @@ def test_every_source_of_the_log_is_measured_and_its_parts_sum_to_one(cells: Cel
         assert len(cell.named) == SMALL.users + (count > 0)
         assert sum(n.questions for n in cell.named) == SMALL.questions
         assert sum(n.part for n in cell.named) == pytest.approx(1, abs=1e-5)
-        assert sum(n.fitted_part for n in cell.named) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_same_log_and_cap_give_the_same_adapter_and_another_cap_another(
@@ -130,54 +126,18 @@ def test_the_measured_run_is_only_read(run: Run, cells: Cells, before: str) -> N
     assert sha256_tree(run.folder) == before
 
 
-def crowd_of(
-    pulls: dict[str, np.ndarray], pairs: int, seed: int = 0
-) -> tuple[np.ndarray, list[list[str]], dict[str, tuple[str]]]:
-    """Pairs that each show three of everybody's four questions, and whose gradient is what these add up to, and some noise."""
-    rng = np.random.default_rng(seed)
-    sources = {f"{name}{i}": (name,) for name in pulls for i in range(4)}
-    shown = [rng.choice(list(sources), size=3, replace=False).tolist() for _ in range(pairs)]
-    gradients = np.array([sum(pulls[sources[q][0]] for q in of) + rng.normal(0, 0.1, 6) for of in shown])
-    return gradients, shown, sources
-
-
-def test_the_source_that_pulls_against_the_rest_is_found_though_every_pair_rests_on_several() -> None:
-    north = np.eye(6)[0]
-    found = pull(*crowd_of({"a": north, "b": north + 0.3 * np.eye(6)[1], "c": north, "bad": -0.5 * north}, 200))
-    assert min(found, key=lambda name: found[name][1]) == "bad"
-    assert found["bad"][0] < 0
-    assert found["bad"][1] < -0.9
-    assert all(found[name][1] > 0.9 for name in "abc")
-    assert sum(part for part, _ in found.values()) == pytest.approx(1)
-
-
-def test_of_sources_that_pull_alike_none_pulls_against_the_rest() -> None:
-    found = pull(*crowd_of(dict.fromkeys("abcd", np.ones(6)), 200))
-    assert min(agreement for _, agreement in found.values()) > 0.9
-
-
-def test_a_source_that_no_pair_showed_pulls_nowhere() -> None:
-    gradients, shown, sources = crowd_of(dict.fromkeys("ab", np.ones(6)), 50)
-    assert pull(gradients, shown, {**sources, "c0": ("c",)})["c"] == (pytest.approx(0), 0)
-
-
 def test_a_question_of_two_sources_counts_for_each_by_half() -> None:
     assert asked_by({"q": ("a", "b"), "r": ("a",)}) == {"a": 1.5, "b": 0.5}
 
 
-def test_without_kept_gradients_the_user_is_told_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train with phase_two\.keep_gradients"):
-        mean_gradients(tmp_path)
-
-
 def named(source: str, part: float = 0.2, norm: float = 1.0, agreement: float = 0.9) -> Named:
-    return Named(source, 2, part, norm, norm / 2, part, agreement)
+    return Named(source, 2, part, norm, norm / 2, agreement)
 
 
 def test_a_part_counts_by_its_size_and_the_lowest_agreement_is_the_first() -> None:
     sources = [named("a", part=0.3), named("b", part=-0.4, agreement=-0.1), named("c", norm=2)]
-    assert [place(sources, "b", by) for by in poison.MEASURES] == [1, 2, 2, 1, 1]
-    assert [place(sources, "c", by) for by in poison.MEASURES] == [3, 1, 1, 2, 2]
+    assert [place(sources, "b", by) for by in poison.MEASURES] == [1, 2, 2, 1]
+    assert [place(sources, "c", by) for by in poison.MEASURES] == [3, 1, 1, 2]
 
 
 def test_how_often_the_poisoner_is_named_and_honest_sources_pull_against_the_rest(run: Run) -> None:

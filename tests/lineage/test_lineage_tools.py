@@ -38,8 +38,10 @@ def test_a_tool_that_will_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(tools, "GRACE", 0.5)
     code = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     code += "print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(50)"
+    start = time.monotonic()
     with pytest.raises(UserError, match="not done after 2 s"):
         run_tool((*PYTHON, code), tmp_path, {}, 2)
+    assert time.monotonic() - start < 20
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from phase_two_parts import SEED, film, pairs, short_profile
 
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.train import train_phase_two
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint
 from taskmem.world.checkpoint import build_model, build_processor, build_tokenizer
@@ -31,7 +32,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of four steps, its vector as trained."""
-    return train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path_factory.mktemp("adapters") / "red")
+    return train_phase_two(
+        FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path_factory.mktemp("adapters") / "red"
+    )
 
 
 @pytest.fixture

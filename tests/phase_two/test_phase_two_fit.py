@@ -14,6 +14,7 @@ from taskmem.config import PhaseTwoSettings
 from taskmem.errors import UserError
 from taskmem.phase_two.engine import Example, PairEngine
 from taskmem.phase_two.fit import Fitted, fit
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.train import Pair, train_phase_two
 from taskmem.policy.grammar import completion_for
 from taskmem.progress import silent
@@ -79,7 +80,7 @@ def test_without_stopping_all_steps_are_taken_on_all_pairs(world: Any) -> None:
 def test_too_few_contexts_to_hold_any_out_are_refused(base: Path, tmp_path: Path) -> None:
     profile = short_profile(stopping=settings_of(stopping={"held_out": 0.5, "every": 1, "patience": 1}).stopping)
     with pytest.raises(UserError, match="1 contexts with pairs: too few") as refusal:
-        train_phase_two(base, pairs()[:1], film, profile, SEED, tmp_path / "red")
+        train_phase_two(FrozenPolicy(base), pairs()[:1], film, profile, SEED, tmp_path / "red")
     assert "\n" not in str(refusal.value)
 
 
@@ -107,7 +108,7 @@ def test_a_cap_changes_the_vector_when_a_source_is_loud(world: Any) -> None:
 
 def test_kept_gradients_are_those_of_the_pairs_and_average_to_the_step(base: Path, tmp_path: Path) -> None:
     profile = short_profile(batch=5, steps=2, keep_gradients=True)
-    adapter = train_phase_two(base, pairs(), film, profile, SEED, tmp_path / "red")
+    adapter = train_phase_two(FrozenPolicy(base), pairs(), film, profile, SEED, tmp_path / "red")
     kept = load_file(adapter / "gradients.safetensors")
     assert kept.keys() == {"step_00001", "pairs_00001", "step_00002", "pairs_00002"}
     assert kept["pairs_00001"].tolist() == [0, 1, 2, 3, 4]
@@ -117,7 +118,9 @@ def test_kept_gradients_are_those_of_the_pairs_and_average_to_the_step(base: Pat
 
 
 def test_influence_is_written_with_the_questions_and_sources_of_every_pair(base: Path, tmp_path: Path) -> None:
-    adapter = train_phase_two(base, sourced("aabbc"), film, short_profile(batch=5), SEED, tmp_path / "red")
+    adapter = train_phase_two(
+        FrozenPolicy(base), sourced("aabbc"), film, short_profile(batch=5), SEED, tmp_path / "red"
+    )
     found = json.loads((adapter / "influence.json").read_text())
     assert [(p["context"], p["questions"], p["sources"]) for p in found["pairs"]] == [
         (p.context.id, list(p.questions), list(p.sources)) for p in sourced("aabbc")
@@ -132,6 +135,6 @@ def test_every_pair_of_a_context_that_was_mined_is_trained_on_in_one_row(base: P
     several = [Pair(context(1), words[0], other) for other in words[1 : 1 + kept]]
     out, told = tmp_path / "red", list[str]()
     profile = short_profile(batch=64, keep_gradients=True)
-    train_phase_two(base, several, film, profile, SEED, out, note=told.append)
+    train_phase_two(FrozenPolicy(base), several, film, profile, SEED, out, note=told.append)
     assert load_file(out / "gradients.safetensors")["step_00001"].shape == (kept, 96)
     assert told == [f"{kept} pairs of 1 contexts; trunks: 1 computed, 0 from the cache"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskmem.phase_two.influence import UNKNOWN, Influence, capped, leading, source_weights
+from taskmem.phase_two.influence import UNKNOWN, Influence, agreement, capped, leading, source_weights
 
 NAMES = st.lists(st.sampled_from("abcd"), max_size=3)
 
@@ -104,3 +104,46 @@ def test_the_parts_of_a_training_sum_to_one() -> None:
     for step in range(3):
         influence.aggregate(gradients(2, step), [step, step + 1], cap=None)
     assert sum(part for _, part in leading(influence.sources(), 9)) == pytest.approx(1, abs=1e-5)
+
+
+def crowd_of(pulls: dict[str, torch.Tensor], pairs: int) -> tuple[torch.Tensor, list[list[str]]]:
+    """Pairs that each show three of everybody's four questions, and whose gradient is what these add up to, and some noise."""
+    random = torch.Generator().manual_seed(0)
+    questions = [name for name in pulls for _ in range(4)]
+    shown = [[questions[i] for i in torch.randperm(len(questions), generator=random)[:3]] for _ in range(pairs)]
+    noise = 0.1 * torch.randn(pairs, 6, generator=random)
+    return torch.stack([sum((pulls[name] for name in of), torch.zeros(6)) for of in shown]) + noise, shown
+
+
+def test_the_source_that_pulls_against_the_rest_is_found_though_every_pair_rests_on_several() -> None:
+    north, east = torch.eye(6)[:2]
+    found, shown = crowd_of({"a": north, "b": north + 0.3 * east, "c": north, "bad": -0.5 * north}, 200)
+    influence = Influence(shown)
+    for batch in torch.randperm(200, generator=torch.Generator().manual_seed(1)).view(4, 50).tolist():
+        influence.aggregate(found[batch], batch, cap=None)
+    agreements = {name: of["agreement"] for name, of in influence.sources().items()}
+    assert agreements["bad"] < -0.9
+    assert all(agreements[name] > 0.9 for name in "abc")
+
+
+def test_of_sources_that_pull_alike_none_pulls_against_the_rest() -> None:
+    found, shown = crowd_of(dict.fromkeys("abcd", torch.ones(6)), 200)
+    names, weights = source_weights(shown)
+    assert agreement(found, weights.T).min() > 0.9
+    assert len(names) == 4
+
+
+def test_a_source_alone_or_in_no_step_pulls_nowhere() -> None:
+    alone = Influence([["a"], ["a"]])
+    alone.aggregate(gradients(2), range(2), cap=None)
+    assert alone.sources()["a"]["agreement"] == 0
+    absent = Influence([["a"], ["b"], ["c"]])
+    absent.aggregate(gradients(2), range(2), cap=None)
+    assert absent.sources()["c"]["agreement"] == 0
+    assert Influence([["a"]]).sources()["a"]["agreement"] == 0
+
+
+def test_a_source_weighs_as_often_as_it_asked_what_a_pair_rests_on() -> None:
+    names, weights = source_weights([["a", "a", "b"], ["b"]])
+    assert names == ["a", "b"]
+    assert weights.tolist() == [[pytest.approx(2 / 3), 0], [pytest.approx(1 / 3), 1]]

@@ -12,6 +12,7 @@ from phase_two_parts import SEED, context, film, pairs, short_profile
 
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.train import Pair, train_phase_two
 from taskmem.policy.grammar import completion_for
 from taskmem.records import Segment
@@ -45,11 +46,13 @@ def entries(cache: Path) -> list[Path]:
 
 
 def train(base: Path, of: list[Pair], out: Path, cache: Path, seen: Film | None = None) -> Path:
-    return train_phase_two(base, of, seen or Film(), short_profile(steps=2), SEED, out, cache=cache)
+    return train_phase_two(FrozenPolicy(base), of, seen or Film(), short_profile(steps=2), SEED, out, cache=cache)
 
 
 def test_with_a_cache_the_adapter_has_the_same_bytes_as_without(base: Path, trained: Path, tmp_path: Path) -> None:
-    cached = train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red", cache=tmp_path / "cache")
+    cached = train_phase_two(
+        FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "red", cache=tmp_path / "cache"
+    )
     assert sha256_tree(cached) == sha256_tree(trained)
 
 
@@ -63,7 +66,7 @@ def test_an_environments_bytes_do_not_depend_on_who_was_adapted_before(
         for name in order:
             cache = tmp_path / f"cache {order}" if cached else None
             out = tmp_path / order / name
-            train_phase_two(base, kinds[name], film, short_profile(steps=2), SEED, out, cache=cache)
+            train_phase_two(FrozenPolicy(base), kinds[name], film, short_profile(steps=2), SEED, out, cache=cache)
             found[name].add(sha256_tree(out))
     alone = {name: train(base, of, tmp_path / name, tmp_path / f"own {name}") for name, of in kinds.items()}
     assert found == {name: {sha256_tree(adapter)} for name, adapter in alone.items()}
@@ -73,7 +76,9 @@ def test_what_was_computed_and_what_came_from_the_cache_is_told(base: Path, tmp_
     told: list[str] = []
     for name, of in (("a", environment(0, 1, contexts=3)), ("b", environment(2, 3)), ("c", environment(1, 2))):
         out = tmp_path / name
-        train_phase_two(base, of, film, short_profile(steps=1), SEED, out, cache=tmp_path / "cache", note=told.append)
+        train_phase_two(
+            FrozenPolicy(base), of, film, short_profile(steps=1), SEED, out, cache=tmp_path / "cache", note=told.append
+        )
     assert told == [
         "3 pairs of 3 contexts; trunks: 3 computed, 0 from the cache",
         "4 pairs of 4 contexts; trunks: 1 computed, 3 from the cache",
@@ -87,7 +92,7 @@ def test_what_is_no_adapter_is_never_replaced(base: Path, tmp_path: Path, there:
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("years of work")
     with pytest.raises(UserError, match=r"red: holds something that is no adapter, which would be lost"):
-        train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+        train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "red")
     assert precious.read_text() == "years of work"
 
 
@@ -160,7 +165,7 @@ def test_a_policy_that_changes_while_it_is_used_is_refused(base: Path, tmp_path:
         return film(segment)
 
     with pytest.raises(UserError, match="the policy changed while it was being used") as refusal:
-        train_phase_two(policy, pairs(), touching, short_profile(), SEED, tmp_path / "red")
+        train_phase_two(FrozenPolicy(policy), pairs(), touching, short_profile(), SEED, tmp_path / "red")
     assert str(policy) in str(refusal.value)
     assert not (tmp_path / "red").exists()
 
@@ -170,7 +175,9 @@ def test_other_settings_of_the_prompt_are_other_contexts(base: Path, tmp_path: P
     profile = short_profile(steps=2)
     other = profile.model_copy(update={"policy": profile.policy.model_copy(update={"instruction": "Look."})})
     seen = Film()
-    train_phase_two(base, environment(0, 1), seen, other, SEED, tmp_path / "two", cache=tmp_path / "cache")
+    train_phase_two(
+        FrozenPolicy(base), environment(0, 1), seen, other, SEED, tmp_path / "two", cache=tmp_path / "cache"
+    )
     assert seen.read > 0
 
 
@@ -178,5 +185,7 @@ def test_another_layer_is_another_trunk(base: Path, tmp_path: Path) -> None:
     train(base, environment(0, 1), tmp_path / "one", tmp_path / "cache")
     seen = Film()
     profile = short_profile(steps=2, layer=1)
-    train_phase_two(base, environment(0, 1), seen, profile, SEED, tmp_path / "two", cache=tmp_path / "cache")
+    train_phase_two(
+        FrozenPolicy(base), environment(0, 1), seen, profile, SEED, tmp_path / "two", cache=tmp_path / "cache"
+    )
     assert seen.read > 0

@@ -19,7 +19,8 @@ from trl import DPOConfig, DPOTrainer
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
-from taskmem.phase_two import supply, train
+from taskmem.phase_two import frozen, supply
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.phase_two.halves import LowerHalf, UpperHalf, load_lower, load_upper
 from taskmem.phase_two.train import train_phase_two
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, policy_digest
@@ -121,7 +122,7 @@ def test_an_adapter_that_lies_in_the_folder_already_is_not_gone_on_from(
     base: Path, trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "red")
-    train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "red")
     assert sha256_tree(tmp_path / "red") == sha256_tree(trained)
 
 
@@ -132,9 +133,9 @@ def test_only_the_vector_changes(base: Path, tmp_path: Path, monkeypatch: pytest
         used.append(load_upper(path, layer))
         return used[-1]
 
-    monkeypatch.setattr(train, "load_upper", remember)
+    monkeypatch.setattr(frozen, "load_upper", remember)
     digest = sha256_tree(base)
-    adapter = train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    adapter = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "red")
     (upper,) = used
     before = load_upper(base, 2).state_dict()
     assert all(torch.equal(weight, before[name]) for name, weight in upper.state_dict().items())
@@ -157,14 +158,14 @@ def test_the_whole_model_is_never_loaded(base: Path, tmp_path: Path, monkeypatch
         return load_upper(*args)
 
     monkeypatch.setattr(supply, "load_lower", lower)
-    monkeypatch.setattr(train, "load_upper", upper)
+    monkeypatch.setattr(frozen, "load_upper", upper)
     monkeypatch.delattr(PreTrainedModel, "from_pretrained")
-    train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "red")
+    train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "red")
     assert len(lowers) == 1
 
 
 def test_a_target_norm_is_reached_without_turning_the_vector(base: Path, trained: Path, tmp_path: Path) -> None:
-    scaled = train_phase_two(base, pairs(), film, short_profile(target_norm=0.3), SEED, tmp_path / "red")
+    scaled = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(target_norm=0.3), SEED, tmp_path / "red")
     assert float(vector(scaled).norm()) == pytest.approx(0.3, rel=1e-6)
     assert float(vector(trained).norm()) != pytest.approx(0.3, rel=0.1)
     assert torch.cosine_similarity(vector(scaled), vector(trained), dim=0) == pytest.approx(1, abs=1e-6)
@@ -178,7 +179,7 @@ def test_without_a_target_norm_the_vector_is_left_as_trained(trained: Path) -> N
 def test_the_same_inputs_and_seed_give_the_same_bytes_in_another_folder(
     base: Path, trained: Path, tmp_path: Path
 ) -> None:
-    again = train_phase_two(base, pairs(), film, short_profile(), SEED, tmp_path / "elsewhere" / "blue")
+    again = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED, tmp_path / "elsewhere" / "blue")
     assert again == tmp_path / "elsewhere" / "blue"
     assert sha256_tree(again) == sha256_tree(trained)
 
@@ -190,7 +191,7 @@ def test_the_bytes_do_not_say_where_the_policy_lies(base: Path, trained: Path) -
 
 
 def test_another_seed_gives_another_order_of_pairs(base: Path, trained: Path, tmp_path: Path) -> None:
-    other = train_phase_two(base, pairs(), film, short_profile(), SEED + 1, tmp_path / "red")
+    other = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(), SEED + 1, tmp_path / "red")
     assert not torch.equal(vector(other), vector(trained))
 
 
@@ -198,28 +199,36 @@ def test_a_batch_larger_than_the_pairs_is_all_of_them(base: Path, tmp_path: Path
     profile = short_profile(batch=64, steps=2)
     seen: list[tuple[int, int]] = []
     full = train_phase_two(
-        base, pairs(), film, profile, SEED, tmp_path / "red", lambda done, total: seen.append((done, total))
+        FrozenPolicy(base),
+        pairs(),
+        film,
+        profile,
+        SEED,
+        tmp_path / "red",
+        lambda done, total: seen.append((done, total)),
     )
-    other_seed = train_phase_two(base, pairs(), film, profile, SEED + 1, tmp_path / "blue")
+    other_seed = train_phase_two(FrozenPolicy(base), pairs(), film, profile, SEED + 1, tmp_path / "blue")
     assert seen == [(1, 2), (2, 2)]
     torch.testing.assert_close(vector(full), vector(other_seed), rtol=1e-3, atol=1e-5)
 
 
 def test_the_settings_layer_is_steered(base: Path, tmp_path: Path) -> None:
-    adapter = train_phase_two(base, pairs(), film, short_profile(layer=1, steps=1), SEED, tmp_path / "red")
+    adapter = train_phase_two(
+        FrozenPolicy(base), pairs(), film, short_profile(layer=1, steps=1), SEED, tmp_path / "red"
+    )
     assert read_adapter(adapter)[0] == 1
 
 
 def test_no_pairs_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no preference pairs") as refusal:
-        train_phase_two(base, [], film, short_profile(), SEED, tmp_path / "red")
+        train_phase_two(FrozenPolicy(base), [], film, short_profile(), SEED, tmp_path / "red")
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_vector_that_is_not_finite_is_refused_and_not_written(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"norm is (nan|inf).*learning_rate"):
-        train_phase_two(base, pairs(), film, short_profile(learning_rate=1e38), SEED, tmp_path / "red")
+        train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(learning_rate=1e38), SEED, tmp_path / "red")
     assert not (tmp_path / "red").exists()
 
 
@@ -249,8 +258,8 @@ def test_the_reported_margins_are_those_of_beta_times_the_log_ratios(
     base: Path, policy: TransformersPolicy, model: Any, tmp_path: Path
 ) -> None:
     """The margin reported at the second step is measured with the vector of one step."""
-    one = train_phase_two(base, pairs(), film, short_profile(batch=5, steps=1), SEED, tmp_path / "one")
-    two = train_phase_two(base, pairs(), film, short_profile(batch=5, steps=2), SEED, tmp_path / "two")
+    one = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(batch=5, steps=1), SEED, tmp_path / "one")
+    two = train_phase_two(FrozenPolicy(base), pairs(), film, short_profile(batch=5, steps=2), SEED, tmp_path / "two")
     before = margins(model, policy)
     PeftModel.from_pretrained(model, str(one))
     gained = short_profile().phase_two.beta * (margins(model, policy) - before)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from taskmem.config import PolicySettings
 from taskmem.errors import UserError
+from taskmem.policy.completion import seed_of
 from taskmem.policy.grammar import completion_for
-from taskmem.policy.transformers_policy import ROWS, TransformersPolicy, load_checkpoint, policy_digest, seed_of
+from taskmem.policy.transformers_policy import ROWS, TransformersPolicy, load_checkpoint, policy_digest
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Comparison and mining with a judge that counts words: what is asked, what a failure does, what the order changes."""
 
 import threading
+from collections import Counter
 
 import pytest
 
@@ -8,6 +9,7 @@ from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.judge.protocols import JudgeError
 from taskmem.preferences import compare_candidates, mine, mined_candidates
+from taskmem.preferences.compare import draw_questions
 from taskmem.records import Candidate, Context, Judge, Judgement, Question, Rollouts, Segment, dump_record
 
 SETTINGS = load_profile("qwen3-vl-30b").mining
@@ -182,6 +184,21 @@ def test_fewer_questions_than_are_shown_are_all_shown():
     assert sorted(compared(questions=make_questions(3)).comparisons[0].questions) == ["q0", "q1", "q2"]
 
 
+def test_who_asks_more_often_is_not_heard_more_often():
+    questions = make_questions(20)
+    sources = {f"q{i}": ("loud" if i < 14 else f"user{i}",) for i in range(20)}
+    heard = Counter()
+    for context in range(200):
+        drawn = draw_questions(questions, f"c{context}", 5, 0, sources)
+        named = [sources[question.id][0] for question in drawn]
+        assert len(set(named)) == 5
+        heard.update(named)
+    assert 120 < heard["loud"] < 165  # five of seven sources a draw: 143 of 200
+    assert draw_questions(questions, "c0", 5, 0) != draw_questions(questions, "c0", 5, 0, sources)
+    everybody = draw_questions(questions, "c0", 9, 0, sources)
+    assert [sources[question.id][0] for question in everybody].count("loud") == 3
+
+
 def test_the_draw_of_questions_depends_on_seed_and_context_only():
     first, again, other = mined(), mined(reverse=True), mined(seed=1)
     drawn = {c.context: c.questions for c in first.comparisons}
@@ -252,7 +269,8 @@ def test_a_pair_names_the_source_of_each_of_its_questions():
     sources = {f"q{i}": (f"{i:064x}", "f" * 64) for i in range(8)}
     for pair in mined(sources=sources).preferences:
         assert len(pair.questions) == 5
-        assert pair.sources == tuple(sorted({source for q in pair.questions for source in sources[q]}))
+        assert pair.sources == tuple(sorted(source for q in pair.questions for source in sources[q]))
+        assert pair.sources.count("f" * 64) == 5
     assert mined().preferences[0].sources == ()
 
 

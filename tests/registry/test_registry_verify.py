@@ -80,6 +80,22 @@ def test_any_changed_bit_of_any_object_is_found_and_the_object_named(whole: Loca
     assert damaged(whole) == []
 
 
+def test_a_changed_byte_that_changes_no_meaning_is_found_too(whole: LocalStore) -> None:
+    for key, data in objects(whole).items():
+        if b'": ' in data and "/files/" not in key:
+            overwrite(whole, key, data.replace(b'": ', b'":\t', 1))
+            assert [line for line in damaged(whole) if key in line], key
+            overwrite(whole, key, data)
+    assert damaged(whole) == []
+
+
+def test_what_no_adapter_and_no_entry_names_is_held_against_its_own_name(whole: LocalStore) -> None:
+    for folder in ("files", "verdicts", "log"):
+        whole.put_if_absent(f"registry/door/{folder}/{'0' * 64}", b"{}")
+    found = [line.partition(": ")[0] for line in damaged(whole)]
+    assert found == [f"registry/door/{folder}/{'0' * 64}" for folder in ("files", "log", "verdicts")]
+
+
 def test_any_missing_object_is_found_and_named(whole: LocalStore) -> None:
     for key, data in objects(whole).items():
         if key.endswith(("challenger", UNSEALED, "migration")):  # as before the first night

@@ -16,6 +16,7 @@ from taskmem.cli import shipped_base
 from taskmem.config import PhaseTwoSettings
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.records import read_records
+from taskmem.stages.adapt import moved_by
 
 WIDTH = 80
 
@@ -113,6 +114,19 @@ def test_what_one_computed_serves_the_others_and_who_moved_each_is_one_line(run:
     sources = json.loads(by_hand.adapter("door")["influence.json"])["sources"]
     assert {name for name, _ in named} == {name[:8] for name in sources}
     assert all(len(line) + 2 <= WIDTH for line in lines if line.startswith(("door:", "room:")))
+
+
+def test_who_pulls_against_the_others_is_named_and_only_they(run: Command, by_hand: Site) -> None:
+    run(by_hand, "--environments", "door", pairs="[red]hand")
+    sources = {
+        name: {"share": 0.3, "steps": 2, "agreement": pull} for name, pull in (("a" * 64, 0.9), ("b" * 64, -0.2))
+    }
+    record = by_hand.root / "adapters" / "door" / "influence.json"
+    record.write_text(json.dumps({"sources": sources, "pairs": []}))
+    assert moved_by(record.parent) == "aaaaaaaa 50%, bbbbbbbb 50%; against the others: bbbbbbbb"
+    sources["b" * 64]["agreement"] = 0.1
+    record.write_text(json.dumps({"sources": sources, "pairs": []}))
+    assert moved_by(record.parent) == "aaaaaaaa 50%, bbbbbbbb 50%"
 
 
 @pytest.mark.parametrize("kept", [True, False])

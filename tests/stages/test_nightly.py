@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from night_parts import NEEDED, Logs, brief
 from taskmem.cli import shipped_base
 from taskmem.config import override
 from taskmem.judge.protocols import HelpfulnessJudge, JudgeError, Position
+from taskmem.phase_two import frozen, supply
+from taskmem.phase_two.frozen import FrozenPolicy
 from taskmem.policy.transformers_policy import policy_digest
 from taskmem.records import Comparison, Context, Preference, Question, read_records
 from taskmem.registry import Provenance, fetch, publish
@@ -178,11 +180,32 @@ def test_every_environment_gets_an_adapter_of_its_own(site: Site) -> None:
 
 def test_an_adapter_does_not_depend_on_its_shard(site: Site) -> None:
     site.mine("door", "room")
-    paths = (site.root / "pairs" / "door", site.root / "rollouts", site.root / "film", shipped_base())
-    phase_two(*paths, "door", site.profile, 0, site.root / "by hand")
+    paths = (site.root / "pairs" / "door", site.root / "rollouts", site.root / "film")
+    phase_two(*paths, FrozenPolicy(shipped_base()), "door", site.profile, 0, site.root / "by hand")
     for order, cache in ((["room", "door"], None), (["door", "room"], None), (["room", "door"], site.root / "kept")):
-        site.train(*order, cache=cache)
+        site.train(*order, trunk_cache=cache)
         assert site.adapter("door", "by hand") == site.adapter("door")
+
+
+def test_a_shard_reads_the_policy_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.mine("door", "room")
+    kept = site.root / "kept"
+    site.train("door", "room", trunk_cache=kept)
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(frozen, "load_upper", counted("upper", frozen.load_upper))
+    monkeypatch.setattr(supply, "policy_digest", counted("digest", supply.policy_digest))
+    outcomes = site.train("door", "room", out="again", trunk_cache=kept)
+    assert [outcome.status for outcome in outcomes] == ["ready", "ready"]
+    assert calls == {"upper": 1, "digest": 1}
+    assert site.adapter("room", "again") == site.adapter("room")
 
 
 def test_who_asked_is_carried_from_the_feedback_into_the_adapter_s_record(site: Site) -> None:
@@ -192,8 +215,9 @@ def test_who_asked_is_carried_from_the_feedback_into_the_adapter_s_record(site: 
     pairs = site.pairs("door")
     assert [p["sources"] for p in record["pairs"]] == [list(pair.sources) for pair in pairs]
     assert set(record["sources"]) == {"0" * 64, "1" * 64, "2" * 64}
-    # five questions, all of them shown: two each of the first two sources, but a source counts once
-    assert [e["pairs"] for e in record["sources"].values()] == [pytest.approx(len(pairs) / 3, abs=1e-5)] * 3
+    # five questions, all of them shown: two each of the first two sources, one of the third
+    shares = [pytest.approx(len(pairs) * part, abs=1e-5) for part in (0.4, 0.4, 0.2)]
+    assert [e["pairs"] for e in record["sources"].values()] == shares
 
 
 def test_random_pairs_rest_on_nobody_s_questions_and_record_nobody(site: Site) -> None:

@@ -9,6 +9,7 @@ from night_parts import NEEDED, Logs, brief, event, shard
 from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.feedback import EventLog
+from taskmem.feedback.collection import Erasable, tombstone_of
 from taskmem.registry import watermark
 from taskmem.stages.nightly import SINCE, collect_shard
 
@@ -84,6 +85,16 @@ def test_only_questions_since_the_watermark_count(logs: Logs) -> None:
     assert brief(logs.collect("door")) == [("door", "ready", "")]
     assert [q.id for q in logs.collected("door").questions["door"]] == [f"q{n}" for n in range(10, 10 + NEEDED)]
     assert json.loads((logs.root / "out" / "door" / SINCE).read_text()) == used
+
+
+@pytest.mark.parametrize(("kind", "name"), [("stream", "gone"), ("source", "d" * 64)])
+def test_what_was_erased_is_not_collected_though_it_arrives_late(logs: Logs, kind: Erasable, name: str) -> None:
+    logs.ask("door", range(NEEDED))
+    logs.ask("door", range(NEEDED, 2 * NEEDED), **{kind: name})
+    logs.store.put_if_absent(f"tombstones/{tombstone_of(kind, name)}", b"{}")
+    assert brief(logs.collect("door")) == [("door", "ready", "")]
+    assert [q.id for q in logs.collected("door").questions["door"]] == [f"q{n}" for n in range(NEEDED)]
+    assert len(logs.collected("door").refused) == NEEDED
 
 
 def test_collecting_moves_no_watermark(logs: Logs) -> None:

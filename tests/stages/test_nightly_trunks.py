@@ -3,6 +3,7 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mined_site import Site
@@ -10,6 +11,8 @@ from night_parts import Logs
 
 from taskmem import entry
 from taskmem.cli import shipped_base
+from taskmem.phase_two import supply
+from taskmem.phase_two.halves import LowerHalf, load_lower
 
 TOLD = re.compile(r"(\w+): (\d+) pairs of (\d+) contexts; trunks: (\d+) computed, (\d+) from the cache")
 
@@ -32,13 +35,36 @@ def contexts(site: Site, name: str) -> set[str]:
     return {pair.context for pair in site.pairs(name)}
 
 
-def test_each_context_s_trunk_is_computed_once_for_all_environments(site: Site) -> None:
+def test_each_context_s_trunk_is_computed_once_for_all_environments(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.mine("door", "room")
     told: list[str] = []
+    loaded: list[Path] = []
+
+    def lower(path: Path, *more: Any) -> LowerHalf:
+        loaded.append(path)
+        return load_lower(path, *more)
+
+    monkeypatch.setattr(supply, "load_lower", lower)
     site.train("door", "room", note=told.append)
     door, room = contexts(site, "door"), contexts(site, "room")
     assert door & room
-    assert computed(told) == {"door": (len(door), 0), "room": (len(room - door), len(room & door))}
+    assert told[0] == f"2 environments: trunks of {len(door | room)} contexts computed"
+    assert computed(told) == {"door": (0, len(door)), "room": (0, len(room))}
+    assert len(loaded) == 1
+
+
+def test_environments_of_other_layers_and_torn_ones_do_not_keep_each_other_from_it(site: Site) -> None:
+    deep = {"environment": "room", "settings": {"phase_two": {"layer": 2}}}
+    torn = {"environment": "door", "adapter": "torn"}
+    Logs(site.root, site.profile).collect("door", deep, torn, store=False, out="feedback")
+    site.mine("door", deep, torn)
+    (site.root / "pairs" / "torn" / "preferences.jsonl").write_text("{}\n")
+    told: list[str] = []
+    ended = site.train(torn, "door", deep, note=told.append)
+    assert [outcome.status for outcome in ended] == ["failed", "ready", "ready"]
+    assert computed(told) == {name: (0, len(contexts(site, name))) for name in ("door", "room")}
 
 
 def test_a_second_environment_with_the_same_contexts_computes_nothing(site: Site) -> None:
@@ -48,7 +74,8 @@ def test_a_second_environment_with_the_same_contexts_computes_nothing(site: Site
     told: list[str] = []
     site.train("door", other, note=told.append)
     count = len(contexts(site, "door"))
-    assert computed(told) == {"door": (count, 0), "other": (0, count)}
+    assert told[0] == f"2 environments: trunks of {count} contexts computed"
+    assert computed(told) == {"door": (0, count), "other": (0, count)}
     assert site.adapter("other") != site.adapter("door")
 
 
@@ -95,6 +122,6 @@ def test_a_task_may_be_told_of_a_folder_that_outlives_it(
     assert (site.root / "kept").exists() == kept
     if kept:
         told: list[str] = []
-        site.train("room", "door", out="again", cache=site.root / "kept", note=told.append)
+        site.train("room", "door", out="again", trunk_cache=site.root / "kept", note=told.append)
         assert {number for number, _ in computed(told).values()} == {0}
         assert site.adapter("door", "again") == site.adapter("door")

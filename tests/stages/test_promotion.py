@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from promotion_parts import IMAGE, JUDGE, NOW, OTHER_POLICY, POLICY, Ends, outcome, three_adapters, verdict
 
+from taskmem.feedback.collection import Erasable, tombstone_of
 from taskmem.files import canonical_json, sha256_bytes, sha256_file
 from taskmem.records import write_json
 from taskmem.registry import (
@@ -57,6 +58,15 @@ def test_a_challenger_that_passed_becomes_champion_on_its_verdict(ends: Ends) ->
     written = (ends.root / "night" / "verdicts" / "door" / VERDICT).read_bytes()
     assert read_verdict(ends.store, "door", pointer.verdict) == written
     assert watermark(ends.store, "door") == {"offset": 100, "lines": 5, "sha256": "c" * 64}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("stream", "s"), ("source", "a" * 64)])
+def test_what_rests_on_something_erased_meanwhile_is_not_published(ends: Ends, kind: Erasable, name: str) -> None:
+    ends.night("door")
+    ends.store.put_if_absent(f"tombstones/{tombstone_of(kind, name)}", b"{}")
+    (ended,) = ends.promote("door")
+    assert (ended.status, versions(ends.store, "door"), watermark(ends.store, "door")) == ("failed", [], None)
+    assert "rests on a stream or source that was erased meanwhile" in ended.reason
 
 
 def test_the_log_says_who_ran_the_night_and_when(ends: Ends) -> None:

@@ -20,10 +20,10 @@ from taskmem.config import Profile, load_profile
 from taskmem.errors import UserError
 from taskmem.evaluation.streaming import ask, feedback_and_rest
 from taskmem.feedback import EventLog, read_collection, read_watermark
-from taskmem.files import sha256_bytes
+from taskmem.files import sha256_bytes, sha256_file
 from taskmem.policy.stream import by_stream, watch
 from taskmem.policy.transformers_policy import load_checkpoint, policy_digest, policy_reference
-from taskmem.records import FeedbackEvent, Memory, Question, Segment, read_json, read_records
+from taskmem.records import FeedbackEvent, Memory, Question, Response, Segment, read_json, read_records
 from taskmem.stages.collect import collect_environment, feedback_collection
 from taskmem.stages.common import footage
 from taskmem.stages.deploy import deployment
@@ -127,6 +127,20 @@ def test_an_event_names_memories_that_had_ended_when_the_question_was_asked(site
     assert all(memory.startswith(f"{event.stream}:") for event in events for memory in event.memories)
 
 
+def test_every_answer_is_in_the_response_log_without_a_word_of_it(site: Site) -> None:
+    responses = read_records(site.out / "responses.jsonl", Response)
+    events = events_of(site.out)
+    assert {r.question: (r.stream, r.environment, r.memories) for r in responses} == {
+        e.question: (e.stream, e.environment, e.memories) for e in events
+    }
+    assert len({r.id for r in responses}) == len(responses)
+    assert {(r.policy, r.adapter, r.adapter_digest, r.image) for r in responses} == {
+        (policy_digest(shipped_base()), "none", None, "local")
+    }
+    written = (site.out / "responses.jsonl").read_text()
+    assert not any(e.text in written for e in events)
+
+
 def test_the_summary_counts_what_the_files_hold(site: Site) -> None:
     memories, events = read_records(site.out / "memories.jsonl", Memory), events_of(site.out)
     assert read_json(site.out / "summary.json") == {
@@ -140,7 +154,7 @@ def test_the_summary_counts_what_the_files_hold(site: Site) -> None:
 
 def test_nothing_else_is_left_behind(site: Site) -> None:
     logs = {f"events/{event.environment}.jsonl" for event in events_of(site.out)}
-    assert set(files(site.out)) == {"memories.jsonl", "summary.json", *logs}
+    assert set(files(site.out)) == {"memories.jsonl", "responses.jsonl", "summary.json", *logs}
 
 
 def test_what_a_killed_attempt_left_is_not_taken_for_feedback_of_this_one(tmp_path: Path, site: Site) -> None:
@@ -204,6 +218,8 @@ def test_with_an_adapter_it_is_the_steered_policy_that_is_deployed(tmp_path: Pat
     steered = read_records(tmp_path / "memories.jsonl", Memory)
     assert {m.adapter for m in steered} == {e.adapter for e in events_of(tmp_path)} == {"door@v3"}
     assert {m.adapter for m in read_records(site.out / "memories.jsonl", Memory)} == {"none"}
+    served = {(r.adapter, r.adapter_digest) for r in read_records(tmp_path / "responses.jsonl", Response)}
+    assert served == {("door@v3", sha256_file(adapter / "adapter_model.safetensors"))}
     assert [m.text for m in steered] != [m.text for m in read_records(site.out / "memories.jsonl", Memory)]
 
 
