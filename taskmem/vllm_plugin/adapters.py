@@ -40,12 +40,16 @@ def check_adapter(folder: Path, site: Site) -> torch.Tensor:
             raise ValueError(f"{path}: over {LARGEST_FILE} bytes, which no steer adapter needs; train it again")
     layer, vector = read_adapter(folder)
     if layer != site.layer:
-        raise ValueError(f"{folder}: trained after layer {layer}, this server steers after {site.layer}; train it again")
+        raise ValueError(
+            f"{folder}: trained after layer {layer}, this server steers after {site.layer}; train it again"
+        )
     if vector.numel() != site.size:
         raise ValueError(f"{folder}: {vector.numel()} values, this server's hidden size is {site.size}; train it again")
     norm = float(vector.double().norm())
     if norm > site.max_norm:
-        raise ValueError(f"{folder}: norm {norm:.4g} is above this server's bound of {site.max_norm:.4g}; look at its training")
+        raise ValueError(
+            f"{folder}: norm {norm:.4g} is above this server's bound of {site.max_norm:.4g}; look at its training"
+        )
     trained_on = str(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path"))
     if trained_on != f"sha256:{site.policy}":
         raise ValueError(
