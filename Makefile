@@ -51,11 +51,11 @@ $(SERVING_READY): pyproject.toml requirements.lock tools/serving.txt tools/servi
 
 # real vLLM: mixed batches, hot loads, refusals, export
 test-serving: serving-setup
-	$(SERVING)/bin/python -m pytest -m 'serving and not slow' tests/vllm_plugin tests/serving tests/policy
+	$(SERVING)/bin/python -m pytest -m 'serving and not slow' tests/vllm_plugin
 
 # the same, and 200 environments through 64 slots
 test-serving-slow: serving-setup
-	$(SERVING)/bin/python -m pytest -m serving tests/vllm_plugin tests/serving tests/policy
+	$(SERVING)/bin/python -m pytest -m serving tests/vllm_plugin
 
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup
