@@ -29,6 +29,7 @@ app.add_typer(audit_app, name="audit")
 if TYPE_CHECKING:
     from components.images import Images
     from pipelines.local import Finished
+    from taskmem.lineage.outcome import Outcome
 
 
 @app.command()
@@ -68,8 +69,10 @@ def demo(
     pipeline = end_to_end(Placement(settings, images, content_keyed=True))
     for name in SHOWN:
         (out / name).unlink(missing_ok=True)
-    _show(run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume), out)
-    console.print(f"{where['lineage']}", highlight=False, markup=False, soft_wrap=True)
+    for outcome in _show(run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume), out):
+        if outcome.status == "promoted":
+            question = f"taskmem audit adapter {outcome.version} --store {where['store']} --lineage {where['lineage']}"
+            console.print(question, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("compile")
@@ -116,7 +119,8 @@ def _here() -> "Images":
     return Images(data=reference, train=reference)
 
 
-def _show(finished: "Finished", out: Path) -> None:
+def _show(finished: "Finished", out: Path) -> "list[Outcome]":
+    """Write and print what a demo found; returns what became of every adapter."""
     from taskmem.lineage.code import commit
     from taskmem.lineage.outcome import OUTCOMES, Outcome
     from taskmem.loop.results import differences_table, outcomes_table, results_table
@@ -130,9 +134,11 @@ def _show(finished: "Finished", out: Path) -> None:
     atomic_write(out / REPORT, made["report"].read_bytes())
     console.print(results_table(results))
     console.print(differences_table(results))
-    console.print(outcomes_table(read_records(made["record"] / OUTCOMES, Outcome)))
+    outcomes = read_records(made["record"] / OUTCOMES, Outcome)
+    console.print(outcomes_table(outcomes))
     for name in SHOWN:
         console.print(f"{out / name}", highlight=False, markup=False)
+    return outcomes
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from taskmem.audit.links import Link
 from taskmem.audit.show import SIGNS, short
 from taskmem.evaluation.report.svg import Element, element, line, picture, text
 
-WIDTH, HEIGHT = 204, 46
-ACROSS, DOWN = 18, 44
+WIDTH, HEIGHT = 214, 46
+ACROSS, DOWN = 10, 44
 COLUMNS = 5
 _FITS = 25  # characters of a name in a box
 

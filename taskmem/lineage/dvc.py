@@ -121,10 +121,9 @@ class Dvc:
         if paths:
             self._run("add", *paths)
 
-    def commit(self, paths: Sequence[str]) -> None:
-        """Record the stages of several dvc.yaml as they stand, executed elsewhere: dvc.lock beside each."""
-        if paths:
-            self._run("commit", "--force", *paths)
+    def commit(self, place: str) -> None:
+        """Record the stages of all dvc.yaml below a folder as they stand, executed elsewhere: dvc.lock beside each."""
+        self._run("commit", "--force", "--recursive", place)
 
     def push(self, paths: Sequence[str]) -> None:
         """Send the objects of .dvc and dvc.yaml files to the remote; UserError naming it if that fails."""

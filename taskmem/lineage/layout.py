@@ -31,6 +31,7 @@ SHARDED = {"feedback": "feedback", "preferences": "preferences", "adapters": "ad
 """The kinds of artifacts that a run has one of for each shard, and the folder of an environment's part."""
 LINKED = 64 << 20  # bytes from which a file is hard-linked, not copied
 IGNORED = ".gitignore"
+ENVIRONMENTS = "environments"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Laid:
     @property
     def place(self) -> str:
         """The folder's path in the repository."""
-        return f"environments/{self.name}"
+        return f"{ENVIRONMENTS}/{self.name}"
 
     @property
     def files(self) -> list[str]:
@@ -124,7 +125,7 @@ def lay_environment(
     layout: Layout, name: str, member: Member | None, artifacts: Mapping[str, Sequence[Path]], seed: int
 ) -> Laid:
     """Lay what the stages made of one environment, and write its params.yaml and dvc.yaml if they made anything."""
-    laid = Laid(name, layout.root / "environments" / name)
+    laid = Laid(name, layout.root / ENVIRONMENTS / name)
     made = {out: found for kind, out in SHARDED.items() if (found := part_of(name, artifacts[kind]))}
     if not made:
         return laid

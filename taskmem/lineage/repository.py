@@ -20,6 +20,7 @@ from taskmem.lineage.dvc import CONFIG, INITIAL, Dvc, known_remote, remote_url
 from taskmem.lineage.git import IDENTITY, Git, PushRejectedError
 from taskmem.lineage.graph import SHARED
 from taskmem.lineage.layout import (
+    ENVIRONMENTS,
     IGNORED,
     LINKED,
     Laid,
@@ -48,7 +49,7 @@ in an environment's folder says how each part was made of the others. Reasons th
 by their SHA-256; `reasons.jsonl` has them. Written by `lineage_record` alone: a commit of anybody else's is not a run.
 """
 # what a run's commit replaces of the one before
-_OURS = (RUN_FILE, OUTCOMES, f"{REASONS}.dvc", "shared", "environments", IGNORED)
+_OURS = (RUN_FILE, OUTCOMES, f"{REASONS}.dvc", "shared", ENVIRONMENTS, IGNORED)
 
 
 def record_run(
@@ -143,7 +144,8 @@ class _Recording:
         self._dvc.add(paths)
         self._note("added")
         pipelines = [f"{one.place}/dvc.yaml" for one in laid if one.stages]
-        self._dvc.commit(pipelines)
+        if pipelines:
+            self._dvc.commit(ENVIRONMENTS)
         for kind, text in known.items():
             atomic_write(self._git.folder / "shared" / f"{kind}.dvc", text)
         shared = {kind: (self._git.folder / "shared" / f"{kind}.dvc").read_text() for kind in SHARED}
