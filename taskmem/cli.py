@@ -306,7 +306,7 @@ def _adapter(given: str | None, store: str | None, out: Path) -> Path | None:
     if store is None:
         return Path(given)
     environment, _, version = given.partition("@")
-    fetch(open_store(store), environment, version, out / given)
+    fetch(open_store(store, read_only=True), environment, version, out / given)
     return out / given
 
 

@@ -52,7 +52,7 @@ def adapter(
     from taskmem.store import open_store
 
     with _work() as work:
-        chain = audit_adapter(open_store(store), lineage, name, work, show_text)
+        chain = audit_adapter(open_store(store, read_only=True), lineage, name, work, show_text)
     _chain(chain, json, html)
 
 
@@ -74,7 +74,7 @@ def request(
     from taskmem.store import open_store
 
     with _work() as work:
-        chain = audit_request(open_store(store), lineage, id_, responses, work, show_text)
+        chain = audit_request(open_store(store, read_only=True), lineage, id_, responses, work, show_text)
     _chain(chain, json, html)
 
 
@@ -90,7 +90,7 @@ def verify(name: Adapter, store: StoreUrl, lineage: Lineage, json: Json = None) 
     from taskmem.store import open_store
 
     with _work() as work:
-        done = rebuild(open_store(store), lineage, name, work, _train, _say)
+        done = rebuild(open_store(store, read_only=True), lineage, name, work, _train, _say)
     _rebuilt(done)
     if json is not None:
         write_json(json, done.document())
@@ -112,7 +112,7 @@ def diff_versions(
     from taskmem.store import open_store
 
     with _work() as work:
-        found = diff(open_store(store), lineage, one, other, work)
+        found = diff(open_store(store, read_only=True), lineage, one, other, work)
     _show(_diff(found))
     if json is not None:
         write_json(json, found.document())

@@ -42,7 +42,7 @@ def list_environments(
     from taskmem.registry import current_policy, environments, standing
     from taskmem.registry.objects import key_of
 
-    registry = _open(store)
+    registry = _open(store, read_only=True)
     current = current_policy(registry)
     names = environments(registry) if environment is None else [_known(registry, environment)]
     known = [standing(registry, name, current) for name in names]
@@ -67,7 +67,7 @@ def show(
     """An environment's pointers, the manifest of its champion or of one version, and the log of its promotions."""
     from taskmem.registry import current_policy, promotion_log, read_manifest, standing
 
-    registry = _open(store)
+    registry = _open(store, read_only=True)
     environment, _, version = name.partition("@")
     here = standing(registry, _known(registry, environment), current_policy(registry))
     manifest = read_manifest(registry, environment, version) if "@" in name else here.manifest
@@ -132,7 +132,7 @@ def verify(
     from taskmem.registry import verify as verify_environment
     from taskmem.registry.verify import verify_policies
 
-    registry = _open(store)
+    registry = _open(store, read_only=True)
     names = environments(registry) if environment is None else [_known(registry, environment)]
     damages = [damage for name in names for damage in verify_environment(registry, name)]
     if environment is None:
@@ -166,7 +166,7 @@ def migrate(
     from taskmem.registry import migrate as migrate_all
     from taskmem.stages.promotion import operator
 
-    registry = _open(store)
+    registry = _open(store, read_only=policy is None)
     if policy is None:
         if out is not None:
             raise UserError(f"--out {out}: nothing is adapted anew without a new policy; give --policy too")
@@ -272,10 +272,10 @@ def _moved(registry: "Store", environment: str, before: "Pointer | None", after:
         _say(f"it is not served: policy {_short(current.policy)} is, and it is of {_short(after.policy)}")
 
 
-def _open(url: str) -> "Store":
+def _open(url: str, read_only: bool = False) -> "Store":
     from taskmem.store import open_store
 
-    return open_store(url)
+    return open_store(url, read_only)
 
 
 def _known(registry: "Store", environment: str) -> str:

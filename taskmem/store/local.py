@@ -32,16 +32,20 @@ _SUFFIX = "~"
 
 
 class LocalStore:
-    """`Store` in the folder `root`, which is created; for the processes and threads of one machine.
+    """`Store` in the folder `root`, which is created unless `read_only`; for the processes and threads of one machine.
 
     The etag is the content's hex SHA-256. A write that returned survives a power cut; one that was killed leaves the
     old object or the new one. Raises UserError if `root` cannot be used.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, read_only: bool = False) -> None:
         self._objects = root / "objects"
         self._staging = root / "staging"
         self._locks = root / "locks"
+        if read_only:
+            if not self._objects.is_dir():
+                raise UserError(f"{root}: holds no store; give the folder of one, or its URL")
+            return
         try:
             for folder in (self._objects, self._staging, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -181,8 +181,10 @@ def _expected(key: str, found: _Found | None, expected: str) -> _Found:
     return found
 
 
-def open_s3(url: str, *, part_size: int = 64 * 2**20, attempts: int = 10, timeout: float = 60) -> S3Store:
-    """The store at s3://bucket[/prefix], after proof that its server honours conditional writes.
+def open_s3(
+    url: str, *, part_size: int = 64 * 2**20, attempts: int = 10, timeout: float = 60, prove: bool = True
+) -> S3Store:
+    """The store at s3://bucket[/prefix], after proof that its server honours conditional writes (`prove`; readers need none).
 
     Credentials, region and endpoint come by boto3's own chain (AWS_ENDPOINT_URL, AWS_PROFILE, a role, ...); botocore
     logs warnings only from then on, since below that it logs credentials. Raises UserError in one line if the URL, the
@@ -190,7 +192,8 @@ def open_s3(url: str, *, part_size: int = 64 * 2**20, attempts: int = 10, timeou
     """
     name, prefix = _address(url)
     bucket = Bucket(name, attempts, timeout)
-    prove_conditional_writes(bucket, prefix)
+    if prove:
+        prove_conditional_writes(bucket, prefix)
     return S3Store(bucket, prefix, part_size)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -47,6 +48,25 @@ def test_a_store_is_opened_by_its_url(bucket: str, tmp_path: Path) -> None:
     assert isinstance(open_store(f"s3://{bucket}/a/b"), S3Store)
     assert isinstance(open_store(f"file://{tmp_path}/store"), LocalStore)
     assert isinstance(open_store(str(tmp_path / "store")), LocalStore)
+
+
+def test_who_only_reads_writes_nothing_by_opening(
+    lax: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, folder = lax
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    before = sorted(folder.rglob("*"))
+    assert list(open_store("s3://lax", read_only=True).list("")) == []
+    assert sorted(folder.rglob("*")) == before
+    store = open_store(str(tmp_path / "kept"))
+    store.put_if_absent("a", b"content")
+    for path in (tmp_path / "kept" / "staging", tmp_path / "kept" / "locks"):
+        shutil.rmtree(path)
+    assert open_store(str(tmp_path / "kept"), read_only=True).get("a").data == b"content"
+    with pytest.raises(UserError, match="typo: holds no store; give the folder of one"):
+        open_store(str(tmp_path / "typo"), read_only=True)
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"objects"}
+    assert not (tmp_path / "typo").exists()
 
 
 def test_the_proof_leaves_nothing_behind_however_many_open_at_once(bucket: str) -> None:
