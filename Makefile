@@ -15,7 +15,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements.lock tools/torchvision_ops.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[data,train,cluster,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[data,train,serve,cluster,dev]'
 	$(BIN)/python tools/torchvision_ops.py
 	touch $@
 

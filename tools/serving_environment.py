@@ -27,7 +27,7 @@ def build(folder: Path) -> None:
         constraints = Path(scratch) / "constraints.txt"
         lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
         constraints.write_text("\n".join(line for line in lines if line.partition("==")[0] not in PINNED_BY_VLLM))
-        wanted = ["-c", str(constraints), "-r", str(ROOT / "tools" / "serving.txt"), "-e", f"{ROOT}[data]"]
+        wanted = ["-c", str(constraints), "-r", str(ROOT / "tools" / "serving.txt"), "-e", f"{ROOT}[serve]"]
         subprocess.run([*pip, "install", *wanted], check=True)
     subprocess.run([*pip, "uninstall", "--yes", *NOT_ON_A_CPU], check=True)
     subprocess.run([str(python), str(ROOT / "tools" / "torchvision_ops.py")], check=True)
