@@ -123,6 +123,8 @@ class Endpoint:
         def complete(reply: Reply) -> list[Choice]:
             if len(reply.choices) != body["n"]:
                 raise ValueError(f"{len(reply.choices)} completions instead of {body['n']}")
+            if [choice.index for choice in reply.choices] != list(range(body["n"])):
+                raise ValueError("completions out of order")
             if not reply.kept:
                 check(reply)
             return reply.choices
@@ -292,8 +294,8 @@ def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body) -
         max_retries=settings.retries,
         http_client=httpx2.Client(transport=metered, timeout=timeout, trust_env=False),
     )
-    # a deterministic server would repeat an invalid answer to the same seed
-    sent = {**body, "seed": body["seed"] + turn}
+    # a deterministic server would repeat an invalid answer to the same seed; a policy's says which draws are wanted
+    sent = {**body, "seed": body["seed"] + turn} if isinstance(settings, RoleSettings) else body
     problem: tuple[int | None, str]
     try:
         raw = client.chat.completions.with_raw_response.create(

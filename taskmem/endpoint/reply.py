@@ -26,8 +26,9 @@ class Message(_Part):
 
 
 class Choice(_Part):
-    """One completion; `token_ids` (vLLM's) with the end-of-turn token where it was reached."""
+    """The `index`-th completion; `token_ids` (vLLM's) with the end-of-turn token where it was reached."""
 
+    index: Tokens = 0
     message: Message
     finish_reason: str | None = None
     token_ids: list[Tokens] | None = None

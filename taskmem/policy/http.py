@@ -15,13 +15,15 @@ from taskmem.endpoint.parallel import in_order
 from taskmem.endpoint.reply import Choice, Reply
 from taskmem.errors import UserError
 from taskmem.policy.completion import completion_of, seed_of
+from taskmem.policy.draw import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
 from taskmem.records import Context, one_line, read_json
 
 STAMP = re.compile(r"<([0-9.]+) seconds>")
 STAMP_TOKENS = 24
-NEVER = -100  # the logit bias that OpenAI's API defines as a ban
+CERTAIN = 100  # the logit bias that makes a token certain, but where the shared draw forbids all tokens with a bias
+COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Vocabulary:
     """A checkpoint's tokenizer, the tokens no completion may hold (those that stand for pictures), and how video is cut."""
 
     tokenizer: Any
+    end: int  # the token that ends a completion
     forbidden: tuple[int, ...]
     video: int  # the token that stands for a piece of video
     frames: int  # frames in one such piece
@@ -52,8 +55,9 @@ class Vocabulary:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             video, image = int(config["video_token_id"]), int(config["image_token_id"])
-            return cls(tokenizer, (video, image), video, int(config["vision_config"]["temporal_patch_size"]))
-        except (OSError, ValueError, KeyError) as error:
+            frames = int(config["vision_config"]["temporal_patch_size"])
+            return cls(tokenizer, int(tokenizer.eos_token_id), (video, image), video, frames)
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: no policy checkpoint ({one_line(str(error))}); copy it again") from None
 
 
@@ -73,8 +77,9 @@ class HttpPolicy:
     """Implements `policy.protocols.Policy`; contexts are written in parallel, as many at once as the profile allows.
 
     Everything that decides what is sampled goes with each request, so that no default of the server's has a say. Tokens
-    come back as ids and are decoded here, so that no reasoning parser of the server's does either. How it reads video it
-    decides when it starts (`endpoint.media.server_flags`); that it dropped no frame is checked in every reply.
+    are drawn by `vllm_plugin.draw` with the draws of `policy.draw`: in float32 they are those of `TransformersPolicy`. They
+    come back as ids and are decoded here, so that no reasoning parser of the server's has a say either. How it reads video
+    it decides when it starts (`endpoint.media.server_flags`). That it draws so and dropped no frame is seen in every reply.
     """
 
     def __init__(
@@ -88,12 +93,18 @@ class HttpPolicy:
     ) -> None:
         """`digest` is the served checkpoint's, `adapter` a name the server knows (`env@v3`) or "none".
 
-        UserError if the profile names no server for the policy, or has it see loose images, which carry no times.
+        UserError if the profile names no server for the policy, has it see loose images, which carry no times, or a temperature
+        that vLLM would change.
         """
         self._endpoint = endpoint
         self._server = endpoint.server("policy")
         if self._server.media == "images":
             raise UserError("calls.policy.media: the policy takes video, not single images; set mp4 or frames")
+        if not COLDEST <= settings.sampling.temperature <= HOTTEST:
+            raise UserError(
+                f"policy.sampling.temperature: vLLM draws at {COLDEST} to {HOTTEST}, not at {settings.sampling.temperature}; "
+                "set one of these"
+            )
         self._settings = settings
         self._clips = clips
         self._vocabulary = vocabulary
@@ -103,8 +114,13 @@ class HttpPolicy:
     def write(self, contexts: Sequence[Context], n: int, seed: int) -> list[list[Completion]]:
         """Sample `n` completions for each context.
 
-        UserError if the server failed for good or is no vLLM that gives token ids; what was sampled is in the cache.
+        UserError if the server failed for good or is no vLLM that draws as this process would, or if `n` is more than
+        MOST_ROWS; what was sampled is in the cache.
         """
+        if n > MOST_ROWS:
+            raise UserError(
+                f"policy: {n} completions of one context; a server writes {MOST_ROWS} at most, ask for fewer"
+            )
 
         def group(context: Context) -> list[Completion]:
             return self._group(context, n, seed)
@@ -132,6 +148,12 @@ class HttpPolicy:
         ids = reply.prompt_token_ids
         if ids is None or any(choice.token_ids is None for choice in reply.choices):
             raise UserError(f"{server}: gives no token ids; serve the policy with vLLM (return_token_ids)")
+        forbidden = set(self._vocabulary.forbidden)
+        if any(forbidden.intersection(choice.token_ids or ()) for choice in reply.choices):
+            raise UserError(
+                f"{server}: wrote a token that stands for a picture, so it draws otherwise than this process would; start it "
+                "with `taskmem serve policy` (--logits-processors taskmem.vllm_plugin.draw:SharedDraw)"
+            )
         clips = [(frame_count(segment, self._clips), segment.fps) for segment in context.segments]
         wanted = [stamp for count, fps in clips for stamp in stamps(count, fps, self._vocabulary.frames)]
         read = self._vocabulary.stamps_in(ids)
@@ -146,11 +168,13 @@ class HttpPolicy:
 
     def _request(self, context: Context, n: int, seed: int) -> dict[str, Any]:
         sampling = self._settings.sampling
+        forbidden = self._vocabulary.forbidden
         return {
             "model": self._server.model if self.adapter == "none" else self.adapter,
             "messages": self._messages(context),
             "n": n,
-            "seed": seed_of(seed, n, context.id),
+            "seed": 0,  # the first row; vLLM counts it up for the others
+            "vllm_xargs": {SEED_ARGUMENT: seed_of(seed, n, context.id), ROWS_ARGUMENT: n},
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -159,7 +183,10 @@ class HttpPolicy:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "max_completion_tokens": self._settings.max_completion_tokens,
-            "logit_bias": {str(token): NEVER for token in self._vocabulary.forbidden},
+            # the one end; a checkpoint's generation_config.json may name others
+            "ignore_eos": True,
+            "stop_token_ids": [self._vocabulary.end, *forbidden],
+            "logit_bias": {str(token): CERTAIN for token in forbidden},
             "return_token_ids": True,
         }
 

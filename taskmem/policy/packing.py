@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from taskmem.config import Sampling
+from taskmem.policy.draw import Drawing, Draws
 from taskmem.policy.encoding import Prompt, PromptEncoder
 
 
@@ -23,38 +22,6 @@ class Packed:
     logps: torch.Tensor
     entropies: torch.Tensor
     mask: torch.Tensor
-
-
-def _warpers(sampling: Sampling) -> list[Any]:
-    warpers: list[Any] = []
-    if sampling.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    return warpers
-
-
-class _Sampler:
-    """Draws by the Gumbel trick with one generator per prompt, so that a prompt's draws do not depend on its batch."""
-
-    def __init__(
-        self, seeds: Sequence[int], n: int, sampling: Sampling, forbidden: Sequence[int], device: torch.device
-    ) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._n = n
-        self._warpers = _warpers(sampling)
-        self._forbidden = list(forbidden)
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        scores = logits.float()
-        scores[:, self._forbidden] = -torch.inf
-        for warper in self._warpers:
-            scores = warper(None, scores)
-        shape = (self._n, scores.shape[-1])
-        noise = [torch.empty(shape, device=scores.device).exponential_(generator=g) for g in self._generators]
-        return (scores.log_softmax(-1) - torch.cat(noise).log()).argmax(-1)
 
 
 @torch.no_grad()
@@ -72,12 +39,12 @@ def sample_groups(
     cache.batch_repeat_interleave(n)
     mask = inputs["attention_mask"].repeat_interleave(n, 0)
     position = mask.sum(1, keepdim=True) + model.model.rope_deltas.repeat_interleave(n, 0)
-    sampler = _Sampler(seeds, n, encoder.settings.sampling, encoder.forbidden_ids, model.device)
+    draw = Draws(Drawing(encoder.settings.sampling, encoder.forbidden_ids), seeds, n)
     logits = model.lm_head(out.last_hidden_state[:, -1]).repeat_interleave(n, 0)
     done = torch.zeros(len(mask), dtype=torch.bool, device=model.device)
     drawn: list[torch.Tensor] = []
     for step in range(encoder.settings.max_completion_tokens):
-        token = sampler(logits).masked_fill(done, encoder.pad_id)
+        token = draw(logits).masked_fill(done, encoder.pad_id)
         drawn.append(token)
         done |= token == encoder.end_id
         if bool(done.all()) or step + 1 == encoder.settings.max_completion_tokens:

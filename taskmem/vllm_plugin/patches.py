@@ -1,4 +1,4 @@
-"""The four places where vLLM is changed. It offers no extension point for a LoRA layer of another kind."""
+"""The places where vLLM is changed: it has no extension point for a LoRA layer of another kind, and ends where a seed is on a CPU."""
 
 import functools
 from pathlib import Path
@@ -12,6 +12,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from taskmem.policy.export import read_export, verify_export
 from taskmem.vllm_plugin.adapters import Adapters, Site, site_settings
@@ -34,6 +35,7 @@ def apply() -> None:
     _install_site_before_the_manager(LRUCacheWorkerLoRAManager)
     _load_steer_adapters(LRUCacheWorkerLoRAManager)
     _keep_the_ordinary_experts(FusedMoEConfig)
+    _step_back_without_an_offset(GPUModelRunner)
 
 
 def wants_steer(lora_config: Any) -> bool:
@@ -108,3 +110,31 @@ def _keep_the_ordinary_experts(config: Any) -> None:
         prepare(self)
 
     config.__post_init__ = __post_init__
+
+
+def _step_back_without_an_offset(runner: Any) -> None:
+    """A request with a seed whose prompt is read in pieces draws for nothing after each but the last, and vLLM takes that back
+    by the generator's offset. A CPU's generator has none, and the engine would end.
+    """
+    sample, sync = runner._sample, runner._bookkeeping_sync
+
+    @functools.wraps(sample)
+    def _sample(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators.items() if self.device.type == "cpu" else ()
+        early = [(g, g.get_state()) for place, g in generators if self.discard_request_mask.np[place]]
+        sampled = sample(self, *args, **kwargs)
+        for generator, state in early:
+            generator.set_state(state)
+        return sampled
+
+    @functools.wraps(sync)
+    def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators = self.input_batch.generators
+        if self.device.type == "cpu":
+            self.input_batch.generators = {}
+        try:
+            return sync(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators = generators
+
+    runner._sample, runner._bookkeeping_sync = _sample, _bookkeeping_sync

@@ -48,7 +48,7 @@ def spoken(vocabulary: Vocabulary, *texts: str, read: Sequence[str] = ("2.5",)) 
 @pytest.fixture
 def server(vocabulary: Vocabulary) -> Iterator[Loopback]:
     def behave(seen: Seen) -> Act:
-        texts = [completion_for(f"{seen.body['seed']} {i}") for i in range(seen.body["n"])]
+        texts = [completion_for(f"{seen.body['vllm_xargs']['taskmem_seed']} {i}") for i in range(seen.body["n"])]
         return Act(spoken(vocabulary, *texts, read=["2.5"] * str(seen.body["messages"]).count("'type': 'video_url'")))
 
     with Loopback(behave) as server:
@@ -86,7 +86,8 @@ def test_every_setting_that_decides_goes_with_the_request(server: Loopback, open
     assert asked == {
         "model": "base",
         "n": 3,
-        "seed": seed_of(7, 3, context.id),
+        "seed": 0,
+        "vllm_xargs": {"taskmem_seed": seed_of(7, 3, context.id), "taskmem_rows": 3},
         "temperature": SETTINGS.sampling.temperature,
         "top_p": SETTINGS.sampling.top_p,
         "top_k": SETTINGS.sampling.top_k,
@@ -95,15 +96,27 @@ def test_every_setting_that_decides_goes_with_the_request(server: Loopback, open
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "max_completion_tokens": SETTINGS.max_completion_tokens,
+        "ignore_eos": True,
+        "stop_token_ids": [2, 6, 5],
         "return_token_ids": True,
     }
 
 
-def test_pictures_cannot_be_made_up(server: Loopback, opened: Opened, films: Films, vocabulary: Vocabulary) -> None:
-    opened().write([films.context(0)], 1, 0)
+def test_a_server_that_draws_for_itself_is_refused_by_its_first_token(
+    server: Loopback, opened: Opened, films: Films, vocabulary: Vocabulary
+) -> None:
+    reply = spoken(vocabulary, completion_for("x"), completion_for("y"))
+    reply["choices"][1]["token_ids"] = [vocabulary.video]
+    server.behave = lambda _: Act(reply)
+    with pytest.raises(
+        UserError, match=r"draws otherwise than this process would; start it with `taskmem serve policy`"
+    ):
+        opened().write([films.context(0)], 2, 0)
+    # it would write nothing else: the tokens that the shared draw forbids are certain without it
     names = ("<|video_pad|>", "<|image_pad|>")
-    banned = {str(vocabulary.tokenizer.convert_tokens_to_ids(name)): -100 for name in names}
-    assert server.seen[0].body["logit_bias"] == banned
+    pictures = [vocabulary.tokenizer.convert_tokens_to_ids(name) for name in names]
+    assert server.seen[0].body["logit_bias"] == {str(token): 100 for token in pictures}
+    assert server.seen[0].body["stop_token_ids"] == [vocabulary.tokenizer.eos_token_id, *pictures]
 
 
 @pytest.mark.parametrize("media", ["mp4", "frames"])
@@ -197,6 +210,47 @@ def test_too_few_completions_are_no_answer(server: Loopback, opened: Opened, fil
     with pytest.raises(UserError, match="1 completions instead of 2"):
         server.behave = lambda _: Act(chat("x", token_ids=[1]))
         opened().write([films.context(0)], 2, 0)
+
+
+def test_completions_in_another_order_are_no_answer(
+    server: Loopback, opened: Opened, films: Films, vocabulary: Vocabulary
+) -> None:
+    reply = spoken(vocabulary, completion_for("x"), completion_for("y"))
+    server.behave = lambda _: Act({**reply, "choices": reply["choices"][::-1]})
+    with pytest.raises(UserError, match="completions out of order"):
+        opened().write([films.context(0)], 2, 0)
+
+
+def test_a_second_try_asks_for_the_same_draws(
+    server: Loopback, opened: Opened, films: Films, vocabulary: Vocabulary
+) -> None:
+    good = Act(spoken(vocabulary, completion_for("x")))
+    server.behave = lambda seen: good if seen.number else Act(b"{half")
+    opened(invalid_retries=1).write([films.context(0)], 1, 0)
+    first, second = server.seen
+    assert first.body == second.body
+
+
+@pytest.mark.parametrize("temperature", [0.009, 2.5])
+def test_a_temperature_that_vllm_would_change_is_refused(
+    server: Loopback, tmp_path: Path, films: Films, vocabulary: Vocabulary, temperature: float
+) -> None:
+    sampling = SETTINGS.sampling.model_copy(update={"temperature": temperature})
+    settings = SETTINGS.model_copy(update={"sampling": sampling})
+    clips = Clips(lambda _: b"", films.frames_of)
+    with (
+        Endpoint(call_settings(server.url, policy=True, media="frames"), tmp_path / "calls", {}) as endpoint,
+        pytest.raises(UserError, match=r"policy\.sampling\.temperature"),
+    ):
+        HttpPolicy(endpoint, settings, clips, vocabulary, DIGEST)
+
+
+def test_more_completions_than_a_server_writes_are_refused_unasked(
+    server: Loopback, opened: Opened, films: Films
+) -> None:
+    with pytest.raises(UserError, match="a server writes 64 at most"):
+        opened().write([films.context(0)], 65, 0)
+    assert not server.seen
 
 
 def test_an_outage_ends_the_work_with_one_line(server: Loopback, opened: Opened, films: Films) -> None:
