@@ -55,13 +55,13 @@ class Sample:
 
 
 def serving_python(given: Path | None) -> Path:
-    """The interpreter of an environment with vLLM: of `given`, else this one, else of ./.venv-serving.
+    """The interpreter of an environment with vLLM: of `given` (or that itself), else this one, else of ./.venv-serving.
 
     UserError if there is none.
     """
     if given is None and find_spec("vllm") is not None:
         return Path(sys.executable)
-    python = (given or MADE_HERE) / "bin" / "python"
+    python = given if given is not None and given.is_file() else (given or MADE_HERE) / "bin" / "python"
     if not python.is_file():
         raise UserError(
             f"{python}: no such file; run `make serving-setup`, name an environment that holds vLLM and taskmem with "

@@ -1,4 +1,4 @@
-"""The places where vLLM is changed: it has no extension point for a LoRA layer of another kind, and ends where a seed is on a CPU."""
+"""The places where vLLM is changed: it has no extension point for a LoRA layer of another kind, and one seed ends it on a CPU."""
 
 import functools
 from pathlib import Path

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from plugin_parts import AdapterPress
 
-from taskmem.config import Profile
+from taskmem.config import Profile, Sampling
 from taskmem.policy.packing import score_groups
 from taskmem.policy.renderer import render
 from taskmem.policy.stream import by_stream, window_context
@@ -66,3 +66,11 @@ class Reference:
             scored = score_groups(self._policy.model, self._policy.encoder, [prompt], [[written.tokens]])
         logps: list[float] = scored.logps[0, 0].tolist()
         return written.tokens, logps
+
+    def policy(self, vector: torch.Tensor, sampling: Sampling, adapter: str = "none") -> TransformersPolicy:
+        """The policy in this process, steered by `vector` until another is asked for."""
+        self._press.put(vector)
+        settings = self._settings.model_copy(update={"sampling": sampling})
+        policy = TransformersPolicy.of(self._policy.model, self._processor, settings, self._film.frames_of, "0" * 64)
+        policy.adapter = adapter
+        return policy

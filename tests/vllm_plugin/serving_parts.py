@@ -20,8 +20,9 @@ from typing import Any, Self
 from plugin_parts import BOUND, LAYER
 
 SETTINGS = {"steer_layer": LAYER, "steer_max_norm": BOUND}
+SHARED_DRAW = "taskmem.vllm_plugin.draw:SharedDraw"
 QUIET = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
-BASE = "base"
+BASE = "policy"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Engine:
             enable_lora=True,
             lora_target_modules=["steer"],
             max_lora_rank=1,
+            logits_processors=[SHARED_DRAW],
             **{**chosen, **settings},
         )
 
@@ -63,14 +65,21 @@ class Engine:
 
     def write(self, asks: Sequence[tuple[Any, str | None]], longest: int = 40) -> list[Reply]:
         """The replies to (prompt, adapter) pairs, all in one batch; greedy."""
-        sampling = self._vllm.SamplingParams(temperature=0, max_tokens=longest, logprobs=0)
+        greedy = {"temperature": 0, "max_tokens": longest, "logprobs": 0}
+        return [self._reply(output) for (output,) in self._generated([(*ask, greedy) for ask in asks])]
+
+    def sample(self, asks: Sequence[tuple[Any, str | None, dict[str, Any]]]) -> list[list[tuple[int, ...]]]:
+        """The `n` completions of each (prompt, adapter, sampling parameters), all in one batch."""
+        return [[tuple(output.token_ids) for output in outputs] for outputs in self._generated(asks)]
+
+    def _generated(self, asks: Sequence[tuple[Any, str | None, dict[str, Any]]]) -> list[list[Any]]:
         outputs = self.llm.generate(
-            [prompt for prompt, _ in asks],
-            sampling,
-            lora_request=[self._requests[adapter] for _, adapter in asks],
+            [prompt for prompt, _, _ in asks],
+            [self._vllm.SamplingParams(**sampling) for _, _, sampling in asks],
+            lora_request=[self._requests[adapter] for _, adapter, _ in asks],
             use_tqdm=False,
         )
-        return [self._reply(output.outputs[0]) for output in outputs]
+        return [output.outputs for output in outputs]
 
     @staticmethod
     def _reply(written: Any) -> Reply:
@@ -84,36 +93,20 @@ class Engine:
 
 
 class Server:
-    """`vllm serve` as a process of its own; ends with the block."""
+    """`taskmem serve policy` as a process of its own; ends with the block."""
 
-    def __init__(self, policy: Path, log: Path, slots: int, kept: int, port: int = 18437) -> None:
+    def __init__(
+        self, policy: Path, log: Path, slots: int, kept: int, port: int = 18437, more: Sequence[str] = ()
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
-        arguments = {
-            "--served-model-name": BASE,
-            "--port": str(port),
-            "--host": "127.0.0.1",
-            "--dtype": "float32",
-            "--max-model-len": "1024",
-            "--max-num-seqs": "32",
-            "--limit-mm-per-prompt": json.dumps({"image": 0, "video": 3}),
-            "--lora-target-modules": "steer",
-            "--max-lora-rank": "1",
-            "--max-loras": str(slots),
-            "--max-cpu-loras": str(kept),
-            "--additional-config": json.dumps(SETTINGS),
-        }
-        flat = [word for pair in arguments.items() for word in pair]
-        vllm = Path(sys.executable).with_name("vllm")
+        ours = {"--port": port, "--layer": LAYER, "--max-norm": BOUND, "--slots": slots, "--kept": kept}
+        vllm = {"--dtype": "float32", "--max-model-len": 1024, "--max-num-seqs": 32, "--max-num-batched-tokens": 2048}
+        words = [str(word) for pair in (*ours.items(), ("--", "--enforce-eager"), *vllm.items()) for word in pair]
         with log.open("w") as out:
             self._process = subprocess.Popen(
-                [str(vllm), "serve", str(policy), "--enforce-eager", "--enable-lora", *flat],
-                env={
-                    **os.environ,
-                    **QUIET,
-                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-                },
+                [sys.executable, "-m", "pipelines.cli", "serve", "policy", str(policy), *words, *more],
+                env={**os.environ, **QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -121,13 +114,15 @@ class Server:
     def __enter__(self) -> Self:
         for _ in range(600):
             if self._process.poll() is not None:
-                raise RuntimeError(f"vllm serve ended with {self._process.returncode}: {self._log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"taskmem serve policy ended with {self._process.returncode}: {self._log.read_text()[-2000:]}"
+                )
             try:
                 self.get("/health")
                 return self
             except OSError:
                 time.sleep(0.5)
-        raise RuntimeError(f"vllm serve is not up after five minutes: {self._log.read_text()[-2000:]}")
+        raise RuntimeError(f"taskmem serve policy is not up after five minutes: {self._log.read_text()[-2000:]}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
