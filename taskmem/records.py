@@ -305,6 +305,7 @@ class Response(Record):
 
     `adapter` is name@version or none, `adapter_digest` the SHA-256 of its weights; `image` names what ran, "local" if none.
     `memories` are the ids `stream:index` that were read for an answer, or the one that was written. It holds no text.
+    `stream` and `question` are null where a caller of the gateway named none.
     """
 
     id: Name
@@ -314,7 +315,7 @@ class Response(Record):
     adapter: str
     adapter_digest: Sha256 | None
     image: Annotated[str, Field(min_length=1)]
-    stream: Name
+    stream: Name | None
     question: Name | None
     memories: tuple[str, ...]
 

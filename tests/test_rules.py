@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 FREE = ("errors", "files", "progress", "settings", "cluster", "roles", "config", "records")
 ROOMS = (
     *("store", "registry", "video", "endpoint", "policy", "judge", "reward", "phase_one", "preferences", "steer"),
-    *("phase_two", "feedback", "vllm_plugin", "gateway", "agent", "evaluation", "lineage", "erasure", "audit"),
+    *("phase_two", "feedback", "vllm_plugin", "service", "gateway", "agent", "evaluation"),
+    *("lineage", "erasure", "audit"),
     *("world", "profiles"),
 )
 # where the parts are put together, the lower first

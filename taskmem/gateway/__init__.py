@@ -1,0 +1,1 @@
+"""Gateway: one base model for all environments; who asks gets its own adapter, and never another's."""
