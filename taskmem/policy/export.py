@@ -4,47 +4,27 @@ transformers keeps expert matrices as [E, out, in] and saves them so; the hub's 
 Neither notices the other's where a matrix is square, so the layout is told from both matrices of a layer together.
 """
 
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from taskmem.errors import UserError
 from taskmem.files import fsync_directory, replace_directory, sha256_file
-from taskmem.records import Index, Part, Record, Sha256, one_line, parse_line, read_json, write_json
+from taskmem.policy.exported import EXPORT, Checked, Export
+from taskmem.records import one_line, read_json, write_json
 
-CONFIG, PROCESSOR, EXPORT = "config.json", "processor_config.json", "export.json"
+CONFIG, PROCESSOR = "config.json", "processor_config.json"
 GATE_UP, DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 NORMALISATION = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 Layout = Literal["transformers", "hub"]
-
-
-class Checked(Part):
-    """What vLLM wrote as transformers did: greedy tokens of so many contexts, all equal."""
-
-    vllm: str
-    contexts: Annotated[int, Field(ge=1)]
-    tokens: Annotated[int, Field(ge=1)]
-
-
-class Export(Record):
-    """export.json: the digest of the policy, hex SHA-256 of every other file by name, and the check (null: not done)."""
-
-    policy: Sha256
-    layers: Annotated[int, Field(ge=1)]
-    hidden_size: Annotated[int, Field(ge=1)]
-    transposed: Index
-    files: dict[str, Sha256]
-    checked: Checked | None
 
 
 Check = Callable[[Path], Checked]
@@ -92,27 +72,6 @@ def normalise_alike(processor: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(image, dict) or not isinstance(video, dict):
         return processor
     return {**processor, "image_processor": {**image, **{name: video[name] for name in NORMALISATION if name in video}}}
-
-
-def read_export(folder: Path) -> Export:
-    """The export.json of an exported policy; UserError if the folder holds none."""
-    path = folder / EXPORT
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; write the folder with `taskmem export`")
-    return parse_line(json.dumps(read_json(path)), Export, str(path))
-
-
-def verify_export(folder: Path) -> Export:
-    """The export.json of a folder whose every file is as it was written; UserError naming the first that is not."""
-    export = read_export(folder)
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {EXPORT}
-    for name in sorted(present | set(export.files)):
-        if name not in present or name not in export.files:
-            what = "missing" if name in export.files else "not among the exported files"
-            raise UserError(f"{folder / name}: {what}; export the policy again")
-        if sha256_file(folder / name) != export.files[name]:
-            raise UserError(f"{folder / name}: differs from what was exported; export the policy again")
-    return export
 
 
 def export_policy(policy: Path, digest: str, out: Path, check: Check | None) -> Export:

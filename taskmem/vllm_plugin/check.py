@@ -14,7 +14,8 @@ import torch
 
 from taskmem.config import PolicySettings, Profile
 from taskmem.errors import UserError
-from taskmem.policy.export import Check, Checked
+from taskmem.policy.export import Check
+from taskmem.policy.exported import Checked
 from taskmem.policy.renderer import render
 from taskmem.policy.stream import by_stream, watch
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, prepare_process

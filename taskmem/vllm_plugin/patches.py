@@ -14,7 +14,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from taskmem.policy.export import read_export, verify_export
+from taskmem.policy.exported import read_export, verify_export
 from taskmem.vllm_plugin.adapters import Adapters, Site, site_settings
 from taskmem.vllm_plugin.site import TARGET, SteerSiteWithLoRA, install
 

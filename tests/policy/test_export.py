@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
-from taskmem.policy.export import Checked, experts_layout, export_policy, read_export, verify_export
+from taskmem.policy.export import experts_layout, export_policy
+from taskmem.policy.exported import Checked, read_export, verify_export
 
 DIGEST = "d" * 64
 GATE_UP, DOWN = "l.{}.mlp.experts.gate_up_proj", "l.{}.mlp.experts.down_proj"

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from taskmem.commands.export import export
 from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.policy.export import export_policy, read_export
+from taskmem.policy.export import export_policy
+from taskmem.policy.exported import read_export
 from taskmem.policy.stream import window_context
 from taskmem.records import Segment, read_records
 from taskmem.stages.common import footage
