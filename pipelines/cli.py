@@ -15,6 +15,7 @@ from taskmem.commands.gate import gate
 from taskmem.commands.registry import registry_app
 from taskmem.commands.results import results
 from taskmem.commands.serve import serve_app
+from taskmem.commands.token import token_app
 from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tree
@@ -27,6 +28,7 @@ audit_app.command()(erase)
 app.add_typer(registry_app, name="registry")
 app.add_typer(audit_app, name="audit")
 app.add_typer(serve_app, name="serve")
+app.add_typer(token_app, name="token")
 
 if TYPE_CHECKING:
     from components.images import Images

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from taskmem.errors import UserError
 from taskmem.records import one_line
-from taskmem.service.intake import Intake
+from taskmem.service.intake import Done, Intake
 from taskmem.service.limits import Limits
 from taskmem.service.logs import ServiceLog
 from taskmem.service.metrics import Refusals
@@ -29,11 +29,18 @@ BY_STATUS: dict[int, Reason] = {
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def service_app(limits: Limits, log: ServiceLog, refusals: Refusals, lifespan: Lifespan | None = None) -> FastAPI:
+def service_app(
+    limits: Limits,
+    log: ServiceLog,
+    refusals: Refusals,
+    lifespan: Lifespan | None = None,
+    done: Done = lambda trace, seconds: None,
+) -> FastAPI:
     """An application without routes. It documents nothing at run time: what a service offers is nobody's who has no token.
 
-    `lifespan` opens and closes what it works with. A UserError, a fault of the store and an OSError that no handler turns into
-    something better are 503, with the reason in the log alone: they name keys, paths and servers, not what a client sent.
+    `lifespan` opens and closes what it works with; `done` is told of every request that has ended, and of its seconds. A
+    UserError, a fault of the store and an OSError that no handler turns into something better are 503, with the reason in the
+    log alone: they name keys, paths and servers, not what a client sent.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
 
@@ -65,5 +72,5 @@ def service_app(limits: Limits, log: ServiceLog, refusals: Refusals, lifespan: L
     app.add_exception_handler(RequestValidationError, on_invalid)
     for kind in (UserError, StoreFault, OSError):
         app.add_exception_handler(kind, on_unavailable)
-    app.add_middleware(Intake, limits=limits, log=log)
+    app.add_middleware(Intake, limits=limits, log=log, done=done)
     return app

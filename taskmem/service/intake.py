@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,10 @@ from taskmem.service.trace import Trace
 GONE = 499  # what is logged where the client went away; never sent
 
 
+Done = Callable[[Trace, float], None]
+"""Told of every request that has ended, and of its seconds."""
+
+
 class ClientGoneError(Exception):
     """The client has closed its connection, or takes nothing any more."""
 
@@ -22,8 +27,8 @@ class ClientGoneError(Exception):
 class Intake:
     """ASGI middleware. All bodies together may take `held_bytes`: what is beyond is refused, not kept."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, log: ServiceLog) -> None:
-        self._app, self._limits, self._log = app, limits, log
+    def __init__(self, app: ASGIApp, limits: Limits, log: ServiceLog, done: Done) -> None:
+        self._app, self._limits, self._log, self._done = app, limits, log, done
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,16 +73,18 @@ class Intake:
         return self._limits
 
     def _write(self, scope: Scope, trace: Trace, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", None)
+        trace.route = getattr(scope.get("route"), "path", None)
+        trace.status = trace.status or GONE
+        self._done(trace, seconds)
         self._log.write(
             "request",
             request=trace.id,
-            method=scope["method"] if route else None,
-            route=route,
+            method=scope["method"] if trace.route else None,
+            route=trace.route,
             environment=trace.environment,
             adapter=trace.adapter,
             adapter_digest=trace.adapter_digest,
-            status=trace.status or GONE,
+            status=trace.status,
             whole=trace.whole,
             seconds=round(seconds, 6),
         )

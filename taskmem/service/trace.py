@@ -14,6 +14,7 @@ class Trace:
     """
 
     id: str
+    route: str | None = None  # its template, None where there is none
     environment: str | None = None
     adapter: str | None = None
     adapter_digest: str | None = None

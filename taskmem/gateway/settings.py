@@ -1,0 +1,61 @@
+"""What a gateway allows, and how long it waits. Seconds, unless it says otherwise."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from taskmem.errors import UserError
+from taskmem.records import one_line
+from taskmem.service import Limits
+from taskmem.settings import Count, NonNegative, Positive, Settings
+
+
+class GatewaySettings(Settings):
+    """`in_flight` requests are with the policy's server at a time, `waiting` more may wait, `wait_seconds` long at most.
+
+    `reply_seconds` bounds a whole reply, `connect_seconds` a connection to the server, `load_seconds` the loading of an adapter.
+    `adapters` may be loaded at a time: at least as many as requests in flight, so that one can always be given up. A champion is
+    looked up again after `champion_seconds`: so long a replaced one may still be given to new requests. An adapter that the
+    server refused is tried again after `refused_seconds`, whether the server is still the same every `watch_seconds`.
+    """
+
+    in_flight: Count = 64
+    waiting: Count = 128
+    wait_seconds: Positive = 30.0
+    retry_seconds: Positive = 2.0  # what a client is told to wait when there is no place
+    reply_seconds: Positive = 600.0
+    connect_seconds: Positive = 5.0
+    load_seconds: Positive = 60.0
+    adapters: Count = 256
+    champion_seconds: NonNegative = 1.0
+    token_seconds: NonNegative = 5.0
+    refused_seconds: NonNegative = 30.0
+    watch_seconds: Positive = 2.0
+    completions: Annotated[int, Field(ge=1, le=1024)] = 32  # the largest n of a request
+    reply_bytes: Count = 64 << 20
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _one_is_free(self) -> Self:
+        if self.adapters < self.in_flight:
+            raise ValueError("adapters must be at least in_flight, so that one that nobody uses can be given up")
+        return self
+
+
+def read_settings(path: Path | None) -> GatewaySettings:
+    """The settings in a YAML file, the defaults where it is silent; UserError naming the file and the field if it is wrong."""
+    if path is None:
+        return GatewaySettings()
+    try:
+        said = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader) or {}
+        return GatewaySettings.model_validate(said)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({one_line(str(error))}); mend it") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {one_line(field)}: {first['msg']}; mend it") from None
