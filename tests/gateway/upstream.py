@@ -85,14 +85,16 @@ class Upstream:
             return StreamingResponse(self._stream(said), media_type="text/event-stream")
         self._begin()
         try:
-            await asyncio.sleep(self.first_seconds)
+            end = asyncio.get_running_loop().time() + self.first_seconds
+            while asyncio.get_running_loop().time() < end:
+                if await request.is_disconnected():
+                    self.gone += 1
+                    return Response()
+                await asyncio.sleep(0.01)
             words = "".join(f"{said} {number}; " for number in range(WORDS))
             choice = {"index": 0, "message": {"role": "assistant", "content": words}, "finish_reason": "stop"}
             reply = {"id": f"chatcmpl-{request.headers['x-request-id']}", "object": "chat.completion", "created": 1}
             return JSONResponse({**reply, "model": said, "choices": [choice], **self.answer})
-        except asyncio.CancelledError:
-            self.gone += 1
-            raise
         finally:
             self.in_flight -= 1
 

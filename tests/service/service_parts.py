@@ -49,9 +49,9 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 class Running:
     """An application, served by uvicorn in a thread for the length of a `with` block."""
 
-    def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits | None = None, port: int = 0) -> None:
         self._server: uvicorn.Server = server_of(app, limits or Limits())
-        self._socket = bind("127.0.0.1", 0)
+        self._socket = bind("127.0.0.1", port)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._run, daemon=True)
 
