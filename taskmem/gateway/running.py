@@ -47,12 +47,12 @@ def serve_gateway(
             image,
             _now,
         )
-        operations(gateway.metrics, host, operations_port)
+        log.write("operations", host=host, port=operations(gateway.metrics, host, operations_port))
         serve(gateway_app(gateway), host, port, chosen.limits, log)
 
 
-def operations(metrics: Metrics, host: str, port: int) -> None:
-    """All metrics at http://host:port/metrics, with environments' names; UserError if the address is taken."""
+def operations(metrics: Metrics, host: str, port: int) -> int:
+    """All metrics at http://host:port/metrics, with environments' names; the port. UserError if the address is taken."""
 
     class Everything(CollectorRegistry):
         def collect(self):  # type: ignore[no-untyped-def]
@@ -60,11 +60,11 @@ def operations(metrics: Metrics, host: str, port: int) -> None:
             yield from metrics.named.collect()
 
     try:
-        start_http_server(port, host, Everything())
-    except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there ({error.strerror}); give another --operations-port"
-        ) from None
+        server, _ = start_http_server(port, host, Everything())
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or "no such port"
+        raise UserError(f"{host}:{port}: cannot listen there ({why}); give another --operations-port") from None
+    return int(server.server_port)
 
 
 def _now() -> datetime:
