@@ -1,13 +1,23 @@
 """Feedback: the event log of a deployment, and the recent questions collected from it."""
 
-from taskmem.feedback.collection import Collection, Watermark, read_collection, read_watermark, write_collection
+from taskmem.feedback.collection import (
+    Collection,
+    PartsWatermark,
+    Watermark,
+    read_collection,
+    read_watermark,
+    write_collection,
+)
 from taskmem.feedback.collector import collect, collect_folder, rests_on_erased, to_question
 from taskmem.feedback.log import EventConflictError, EventLog, log_path
+from taskmem.feedback.parts import FeedbackParts
 
 __all__ = [
     "Collection",
     "EventConflictError",
     "EventLog",
+    "FeedbackParts",
+    "PartsWatermark",
     "Watermark",
     "collect",
     "collect_folder",

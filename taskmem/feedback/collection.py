@@ -42,6 +42,13 @@ class Watermark(Part):
     sha256: Sha256
 
 
+class PartsWatermark(Part):
+    """How far an environment's parts in an object store have been read: how many, and the running digest of the last."""
+
+    parts: Index
+    sha256: Sha256
+
+
 class _Closing(Part):
     watermark: Watermark
     events: Index

@@ -19,15 +19,19 @@ class EventConflictError(UserError):
     """An event's id is already in the log with other content."""
 
 
-def log_path(folder: Path, environment: str) -> Path:
-    """The log of one environment in a folder of logs, which tenants never share; UserError for an unsafe name."""
+def checked_environment(environment: str) -> str:
+    """`environment` if it is safe in a path; UserError otherwise."""
     try:
-        name = TypeAdapter(Name).validate_python(environment)
+        return TypeAdapter(Name).validate_python(environment)
     except ValidationError:
         raise UserError(
             f"environment {environment!r}: not a safe name; use letters, digits and inner '.', '_', '-'"
         ) from None
-    return folder / f"{name}.jsonl"
+
+
+def log_path(folder: Path, environment: str) -> Path:
+    """The log of one environment in a folder of logs, which tenants never share; UserError for an unsafe name."""
+    return folder / f"{checked_environment(environment)}.jsonl"
 
 
 class EventLog:

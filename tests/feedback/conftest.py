@@ -1,0 +1,33 @@
+"""For the tests of feedback: the store's S3 servers, and the registry's weather."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
+
+from s3_servers import AWS_NAMES, environment, moto, new_bucket
+
+from taskmem.store import LocalStore, Store, open_store
+
+
+@pytest.fixture
+def s3_url(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new place in a bucket of a server on this machine."""
+    for name in list(os.environ):
+        if AWS_NAMES.fullmatch(name):
+            monkeypatch.delenv(name)
+    for name, value in environment(moto()).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{new_bucket()}/kept"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store in a folder, and one in a bucket."""
+    if request.param == "folder":
+        return LocalStore(tmp_path / "store")
+    return open_store(request.getfixturevalue("s3_url"))
