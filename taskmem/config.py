@@ -149,6 +149,7 @@ class MiningSettings(Settings):
     candidates: Annotated[int, Field(ge=2)]
     contexts: Count | None  # at most this many, drawn from the seed; null = all
     recent_questions: Count
+    questions_per_source: Count | None  # at most so many of the recent ones count of one source; null = all
     questions_shown: Count
     pairs_per_context: Count | None  # the best so many; null = all that are admissible
     max_token_difference: Count

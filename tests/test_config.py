@@ -107,7 +107,11 @@ def test_the_30b_profile_holds_the_papers_value(field, value):
 
 def test_every_setting_of_the_reward_and_of_mining_is_pinned():
     names = {n for n in leaves(PAPER.model_dump()) if n.startswith(("reward.", "mining.", "phase_two."))}
-    assert names - set(METHOD_VALUES) == {"reward.std_floor", "phase_two.trunk_cache_bytes"}
+    assert names - set(METHOD_VALUES) == {
+        "reward.std_floor",
+        "mining.questions_per_source",
+        "phase_two.trunk_cache_bytes",
+    }
 
 
 def test_the_floor_of_the_30b_profile_guards_against_division_by_zero_only():

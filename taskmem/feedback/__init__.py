@@ -6,9 +6,11 @@ from taskmem.feedback.collection import (
     Watermark,
     read_collection,
     read_watermark,
+    rests_on_erased,
     write_collection,
 )
-from taskmem.feedback.collector import collect, collect_folder, rests_on_erased, to_question
+from taskmem.feedback.collector import collect, collect_folder, collect_parts, collect_store
+from taskmem.feedback.gather import to_question
 from taskmem.feedback.log import EventConflictError, EventLog, log_path
 from taskmem.feedback.parts import FeedbackParts
 
@@ -21,6 +23,8 @@ __all__ = [
     "Watermark",
     "collect",
     "collect_folder",
+    "collect_parts",
+    "collect_store",
     "log_path",
     "read_collection",
     "read_watermark",

@@ -6,16 +6,19 @@ OUT/refused.jsonl                    Refusal records: file:line, reason
 OUT/watermark.json                   {watermark, events, files}: written last, `files` is the digest of the others
 """
 
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from taskmem.errors import UserError
 from taskmem.files import canonical_json, sha256_bytes, sha256_tree
 from taskmem.records import (
+    FeedbackEvent,
     Index,
+    Name,
     Part,
     Question,
     Refusal,
@@ -50,9 +53,10 @@ class PartsWatermark(Part):
 
 
 class _Closing(Part):
-    watermark: Watermark
+    watermark: Watermark | PartsWatermark
     events: Index
     files: Sha256
+    carried: dict[Name, Index] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,20 @@ class Collection:
     """The recent questions of each environment since a watermark, where they come from, and what was refused.
 
     `questions` holds an environment's questions oldest first; `sources` has the same environments and question ids;
-    `events` counts the events that were accepted, also those of questions that are no longer among the recent.
+    `events` counts the new events that were accepted, also those of questions that are no longer among the recent. `carried`
+    says how many questions of an environment, its first ones, were asked before the watermark; none where it is not named.
     """
 
     questions: dict[str, tuple[Question, ...]]
     sources: dict[str, dict[str, tuple[str, ...]]]
     refused: tuple[Refusal, ...]
-    watermark: Watermark
+    watermark: Watermark | PartsWatermark
     events: int
+    carried: dict[str, int] = field(default_factory=dict)
+
+    def new(self, environment: str) -> tuple[Question, ...]:
+        """Those of an environment's questions that were asked since the watermark."""
+        return self.questions.get(environment, ())[self.carried.get(environment, 0) :]
 
     @property
     def without_consent(self) -> int:
@@ -78,6 +88,28 @@ class Collection:
 def tombstone_of(kind: Erasable, name: str) -> str:
     """The SHA-256 under which an erased stream or source is remembered, which does not tell its name."""
     return sha256_bytes(canonical_json([kind, name]))
+
+
+def is_erased(event: FeedbackEvent, erased: Container[str]) -> bool:
+    """Whether an event's stream, its environment's stream of that name, or its source is among the `erased`."""
+    return any(digest in erased for digest in _tombstones(event.environment, event.stream, (event.source,)))
+
+
+def rests_on_erased(collection: "Collection", erased: Container[str]) -> bool:
+    """Whether a collection made earlier has a question of a stream or source that is among the `erased` by now."""
+    asked = [(q, collection.sources[q.environment][q.id]) for each in collection.questions.values() for q in each]
+    return any(d in erased for q, sources in asked for d in _tombstones(q.environment, q.stream, sources))
+
+
+def _tombstones(environment: str, stream: str, sources: Iterable[str]) -> Iterator[str]:
+    yield tombstone_of("stream", stream)
+    yield tombstone_of("stream", scoped(environment, stream))
+    yield from (tombstone_of("source", source) for source in sources)
+
+
+def scoped(environment: str, stream: str) -> str:
+    """The name of an environment's stream where other environments may have one that is called the same."""
+    return f"{environment}/{stream}"
 
 
 def write_collection(out: Path, collection: Collection) -> None:
@@ -97,7 +129,7 @@ def write_collection(out: Path, collection: Collection) -> None:
         out / "sources.json", {e: {q: list(s) for q, s in known.items()} for e, known in collection.sources.items()}
     )
     write_records(out / "refused.jsonl", collection.refused)
-    _close(out, collection.watermark, collection.events)
+    _close(out, collection.watermark, collection.events, collection.carried)
 
 
 def read_collection(out: Path) -> Collection:
@@ -108,23 +140,30 @@ def read_collection(out: Path) -> Collection:
     questions = {path.stem: tuple(read_records(path, Question)) for path in sorted((out / "questions").glob("*.jsonl"))}
     sources = _validated(out / "sources.json", TypeAdapter(dict[str, dict[str, tuple[Sha256, ...]]]))
     refused = tuple(read_records(out / "refused.jsonl", Refusal))
-    return Collection(questions, sources, refused, closing.watermark, closing.events)
+    return Collection(questions, sources, refused, closing.watermark, closing.events, closing.carried)
 
 
 def reseal(out: Path) -> None:
     """Make a collection whole again whose questions, sources or refusals were changed on purpose; UserError if it is none."""
     closing = _read_closing(out / "watermark.json")
-    _close(out, closing.watermark, closing.events)
+    left = {environment: len(_questions(out, environment)) for environment in closing.carried}
+    carried = {environment: min(number, left[environment]) for environment, number in closing.carried.items()}
+    _close(out, closing.watermark, closing.events, {environment: n for environment, n in carried.items() if n})
 
 
-def read_watermark(path: Path) -> Watermark:
+def read_watermark(path: Path) -> Watermark | PartsWatermark:
     """The watermark in a collection's `watermark.json`, to collect from next; UserError if it cannot be read."""
     return _read_closing(path).watermark
 
 
-def _close(out: Path, watermark: Watermark, events: int) -> None:
-    closing = _Closing(watermark=watermark, events=events, files=_digest(out))
-    write_json(out / "watermark.json", closing.model_dump(mode="json"))
+def _questions(out: Path, environment: str) -> list[Question]:
+    path = out / "questions" / f"{environment}.jsonl"
+    return read_records(path, Question) if path.exists() else []
+
+
+def _close(out: Path, watermark: Watermark | PartsWatermark, events: int, carried: dict[str, int]) -> None:
+    closing = _Closing(watermark=watermark, events=events, files=_digest(out), carried=carried)
+    write_json(out / "watermark.json", closing.model_dump(mode="json", exclude=None if carried else {"carried"}))
 
 
 def _read_closing(path: Path) -> _Closing:

@@ -4,11 +4,13 @@
 
 Parts are numbered from 1 without a gap, each put only where nobody else has put that number. A header repeats the running
 digest of the part before and adds its own, so that a number and a digest say how far the parts were read: `PartsWatermark`.
-An erasure takes events out of a part and leaves its header, so that order, numbers and watermarks stay as they are.
+An erasure takes events out of a part and leaves its header, so that order, numbers and watermarks stay as they are. What stands
+in which part is known from an index (index.py), so that neither a repetition nor a stream is looked for in all of them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,16 +19,23 @@ from pydantic import Field, ValidationError
 
 from taskmem.errors import UserError
 from taskmem.feedback.collection import PartsWatermark
+from taskmem.feedback.index import PartIndex, event_mark
 from taskmem.feedback.log import checked_environment
 from taskmem.files import sha256_bytes
 from taskmem.records import FeedbackEvent, Record, Sha256, dump_record, one_line
-from taskmem.store import AlreadyExists, KeyMissing, Store
+from taskmem.store import AlreadyExists, Conflict, KeyMissing, Store
 
 FOLDER = "feedback"
 START = PartsWatermark(parts=0, sha256=sha256_bytes(b""))
 """Before the first part."""
 _RESTORE = "restore the object from a backup"
+_HEADER = b'{"schema_version": 1, "number":'
+_ATTEMPTS = 20
 _READERS, _AT_ONCE = 8, 32  # threads that fetch parts, and how many parts ahead
+
+
+Counts = Callable[[FeedbackEvent], bool]
+"""Whether an event counts at all: one of what was erased does not, and leaves its id free."""
 
 
 class PartHeader(Record):
@@ -64,6 +73,7 @@ class FeedbackParts:
     def __init__(self, store: Store, environment: str) -> None:
         self._store, self.environment = store, checked_environment(environment)
         self._hint = 0  # a part that is known to exist
+        self.index = PartIndex(store, self.environment, self.events)
 
     def append(self, events: Sequence[FeedbackEvent]) -> None:
         """Ship `events` as the next part, durable when this returns; nothing happens where there are none.
@@ -75,6 +85,7 @@ class FeedbackParts:
         lines = tuple(f"{dump_record(event)}\n".encode() for event in events)
         while lines:
             at = self.end()
+            self.index.complete(at.parts)
             header = PartHeader(number=at.parts + 1, before=at.sha256, running=_running(at.sha256, lines))
             try:
                 self._store.put_if_absent(self.key(header.number), FeedbackPart(header, lines).to_bytes())
@@ -116,6 +127,20 @@ class FeedbackParts:
                     at = part.watermark
                     yield part
 
+    def backwards(self, last: int) -> Iterator[FeedbackPart]:
+        """The part number `last` and those before it, the newest first; UserError as `part`."""
+        for number in range(last, 0, -1):
+            yield self.part(number)
+
+    def shipped_before(self, number: int, event: str) -> bool:
+        """Whether an event of this id is in a part before number `number`."""
+        return self.index.before(number, event_mark(event))
+
+    @property
+    def where(self) -> str:
+        """What the keys begin with."""
+        return f"{FOLDER}/{self.environment}"
+
     def part(self, number: int) -> FeedbackPart:
         """One part; UserError if it is missing or damaged."""
         part = self._get(number)
@@ -123,9 +148,35 @@ class FeedbackParts:
             raise UserError(f"{self.key(number)}: the part of the feedback is missing; {_RESTORE}")
         return part
 
+    def events(self, number: int) -> list[FeedbackEvent]:
+        """The events of one part; a line that is none of this environment's is left out. UserError as `part`."""
+        found = (parse_event(line) for line in self.part(number).lines)
+        return [e for e in found if isinstance(e, FeedbackEvent) and e.environment == self.environment]
+
+    def rewrite(self, number: int, keep: Callable[[bytes], bool]) -> int:
+        """Take the lines of a part away that `keep` refuses, for an erasure; returns how many went.
+
+        The caller renews the index. UserError as `part`, and if others keep changing the part.
+        """
+        key = self.key(number)
+        for _ in range(_ATTEMPTS):
+            part = self.part(number)
+            left = tuple(line for line in part.lines if keep(line))
+            if left == part.lines:
+                return 0
+            known = self._store.get(key)
+            if known.data != part.to_bytes():
+                continue
+            try:
+                self._store.compare_and_swap(key, FeedbackPart(part.header, left).to_bytes(), known.etag)
+            except Conflict:
+                continue
+            return len(part.lines) - len(left)
+        raise UserError(f"{key}: others kept changing it; run again")
+
     def key(self, number: int) -> str:
         """The key of a part."""
-        return f"{FOLDER}/{self.environment}/{number:020}"
+        return f"{self.where}/{number:020}"
 
     def _checked(self, since: PartsWatermark) -> PartsWatermark:
         known = START if since.parts == 0 else None
@@ -153,14 +204,31 @@ class FeedbackParts:
 
 def parse_part(data: bytes, where: str) -> FeedbackPart:
     """A stored part; UserError naming `where` if it has no header. Its lines are not looked at."""
-    first, *lines = data.splitlines(keepends=True) or [b""]
+    first, *lines = io.BytesIO(data).readlines() or [b""]
     try:
         header = PartHeader.model_validate_json(first)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         field = one_line(".".join(str(part) for part in problem["loc"])) or "the header"
         raise UserError(f"{where}: no part of feedback ({field}: {problem['msg']}); {_RESTORE}") from None
+    if any(is_header(line) for line in lines):
+        raise UserError(f"{where}: more than one part of feedback; {_RESTORE}")
     return FeedbackPart(header, tuple(lines))
+
+
+def is_header(line: bytes) -> bool:
+    """Whether a line can be a part's header, and so no event."""
+    return line.startswith(_HEADER)
+
+
+def parse_event(line: bytes) -> FeedbackEvent | str:
+    """The event on a line, or in a few words why there is none."""
+    try:
+        return FeedbackEvent.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = one_line(".".join(str(part) for part in first["loc"])) or "the line"
+        return f"{field}: {first['msg']}"
 
 
 def environments_of(store: Store) -> list[str]:

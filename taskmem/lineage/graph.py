@@ -42,7 +42,7 @@ STAGES = (
         command=f"taskmem collect {EVENTS} --out feedback",
         inputs=(EVENTS,),
         shared=(),
-        params=("environment", "profile.mining.recent_questions"),
+        params=("environment", "profile.mining.recent_questions", "profile.mining.questions_per_source"),
         out="feedback",
     ),
     Stage(

@@ -25,6 +25,12 @@ def s3_url(monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{new_bucket()}/kept"
 
 
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of small objects in seconds: no power cut is tested with them."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A store in a folder, and one in a bucket."""

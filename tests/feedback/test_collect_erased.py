@@ -9,8 +9,7 @@ import pytest
 from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.feedback import EventLog, collect, collect_folder, read_collection, write_collection
-from taskmem.feedback.collection import ERASED, reseal, tombstone_of
-from taskmem.feedback.collector import rests_on_erased
+from taskmem.feedback.collection import ERASED, reseal, rests_on_erased, tombstone_of
 from taskmem.records import FeedbackEvent
 
 MINING = load_profile("miniature").mining

@@ -174,7 +174,7 @@ def test_an_unfinished_last_line_is_listed_and_left_for_the_next_collection(path
     ]
     add_line(path, whole[30:] + b"\n")
     second = collect(path, first.watermark, mining(5))
-    assert (ids(second), second.refused) == ({"shop": ["q2"]}, ())
+    assert ([q.id for q in second.new("shop")], second.refused) == (["q2"], ())
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -190,7 +190,7 @@ def test_however_the_log_is_divided_every_event_is_collected_exactly_once(tmp_pa
         number += part
         collection = collect(path, watermark, mining(100))
         watermark = collection.watermark
-        collected += ids(collection).get("shop", [])
+        collected += [q.id for q in collection.new("shop")]
         assert collection.events == part
     assert collected == [f"q{n}" for n in range(number)]
     assert watermark == collect(path, None, mining(100)).watermark
@@ -207,7 +207,7 @@ def test_a_watermark_beyond_many_pieces_of_the_log_is_checked_in_full(path: Path
     since = collect(path, None, mining(5)).watermark
     assert since.offset > 3_000_000
     write(path, event(9))
-    assert ids(collect(path, since, mining(5))) == {"shop": ["q9"]}
+    assert [q.id for q in collect(path, since, mining(5)).new("shop")] == ["q9"]
 
 
 @pytest.mark.parametrize("fault", ["shorter", "changed", "lines"])
@@ -276,7 +276,7 @@ def test_a_new_collection_replaces_the_old_one_and_leaves_other_files_alone(
     write_collection(out, collection)
     (out / "run.jsonl").write_text("kept")
     write(path, event(20))
-    later = collect(path, collection.watermark, mining(3))
+    later = collect(path, collection.watermark, mining(3), "shop")
     write_collection(out, later)
     assert read_collection(out) == later
     assert not (out / "questions" / "home.jsonl").exists()

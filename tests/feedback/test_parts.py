@@ -13,7 +13,7 @@ from taskmem.feedback import FeedbackParts, PartsWatermark
 from taskmem.feedback.parts import START, environments_of
 from taskmem.store import LocalStore, Store
 
-WRITERS, EACH = 12, 10
+WRITERS, EACH = 8, 8
 
 
 def test_what_is_shipped_is_read_in_its_order(store: Store) -> None:
@@ -124,7 +124,7 @@ def test_a_store_that_fails_a_fifth_of_all_calls_and_answers_late_loses_nothing(
         assert first == [f"e{100 * writer + n}" for n in range(EACH)]
 
 
-def test_the_end_is_found_without_reading_the_parts(tmp_path: Path) -> None:
+def test_the_end_is_found_without_reading_the_parts(tmp_path: Path, unsynced: None) -> None:
     store = LocalStore(tmp_path)
     parts = FeedbackParts(store, "door")
     for number in range(600):
