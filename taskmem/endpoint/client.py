@@ -13,9 +13,9 @@ import openai
 
 from taskmem.endpoint.answers import Answers
 from taskmem.endpoint.keys import ApiKey, resolve_key
-from taskmem.endpoint.ledger import Ledger
+from taskmem.endpoint.ledger import Call, Calls, Ledger, Told
 from taskmem.endpoint.purse import Charge, Purse
-from taskmem.endpoint.reply import Answer, Choice, Reply, answer_in, parse_reply
+from taskmem.endpoint.reply import Answer, Reply, answer_in, parse_reply
 from taskmem.endpoint.wire import Ask, Metered
 from taskmem.errors import UserError
 from taskmem.files import canonical_json, sha256_bytes
@@ -28,11 +28,20 @@ V = TypeVar("V")
 FRAME_TOKENS = 64  # what a chat template writes around one message or part, at most
 ANSWERS = "answers"
 MISCONFIGURED = (401, 403, 404)
+SERVED_POLICY = "x-taskmem-policy"  # the gateway's header with the digest of what it serves
 _MEDIA = ("video_url", "image_url")
 
 
 class CallError(Exception):
     """A call failed for good, after all its retries: the message is the reason, without any text of the model's."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """On whose behalf a service calls: its own key, and what the server is told of the call."""
+
+    key: ApiKey
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,9 +63,17 @@ class Endpoint:
 
     One process at a time works with a folder; it may outlive many. Retries, their jitter and Retry-After are the openai
     package's. Keys are read from `environment` and files here, once.
+    Without a folder it is a service's: no answer is kept, for what it is asked must be erasable; calls are told to `tell` as they
+    end; and what one caller meets, be it a refused key, ends nobody else's calls.
     """
 
-    def __init__(self, settings: CallSettings, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: CallSettings,
+        folder: Path | None,
+        environment: Mapping[str, str],
+        tell: Callable[[Call], None] = lambda _: None,
+    ) -> None:
         """UserError for a missing key, or a folder that cannot be used."""
         self._settings = settings
         servers: dict[RoleName, ServerSettings] = {}
@@ -65,12 +82,12 @@ class Endpoint:
         if settings.policy is not None:
             servers["policy"] = settings.policy
         self._roles = {name: _role(server, environment) for name, server in servers.items()}
-        self._answers = Answers(folder / ANSWERS)
+        self._answers = Answers(folder / ANSWERS) if folder else None
         self._flights: dict[str, tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()
         self._transport = httpx2.HTTPTransport(trust_env=False, limits=httpx2.Limits(keepalive_expiry=5.0))
-        self._ledger = Ledger(folder)
-        self._purse = Purse(settings.budget, self._ledger.spent, str(folder))
+        self._ledger: Calls = Ledger(folder) if folder else Told(tell)
+        self._purse = Purse(settings.budget, self._ledger.spent, str(folder or "calls"))
 
     @property
     def settings(self) -> CallSettings:
@@ -113,23 +130,30 @@ class Endpoint:
         }
         return self._answered(role, body, lambda reply: answer_in(reply, kind, check))
 
-    def sample(self, role: RoleName, body: Body, digest: str, check: Callable[[Reply], None]) -> list[Choice]:
-        """The `body["n"]` completions of a request to the model of that digest; errors as `ask`, and as `check`.
+    def sample(
+        self,
+        role: RoleName,
+        body: Body,
+        digest: str,
+        check: Callable[[Reply], None],
+        caller: Caller | None = None,
+    ) -> Reply:
+        """A reply with the `body["n"]` completions of a request to the model of that digest; errors as `ask`, and as `check`.
 
         `body` holds max_completion_tokens, n and seed, and goes to the server as it is. `check` is given what it sends back; not
-        what comes from the cache.
+        what comes from the cache. It is asked with the key of `caller`, if there is one, instead of the role's.
         """
 
-        def complete(reply: Reply) -> list[Choice]:
+        def complete(reply: Reply) -> Reply:
             if len(reply.choices) != body["n"]:
                 raise ValueError(f"{len(reply.choices)} completions instead of {body['n']}")
             if [choice.index for choice in reply.choices] != list(range(body["n"])):
                 raise ValueError("completions out of order")
             if not reply.kept:
                 check(reply)
-            return reply.choices
+            return reply
 
-        return self._answered(role, body, complete, digest)
+        return self._answered(role, body, complete, digest, caller)
 
     def check(self) -> None:
         """UserError if a role failed for good in more than the set share of its calls: for the end of a stage."""
@@ -151,11 +175,18 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answered(self, name: RoleName, body: Body, accept: Callable[[Reply], V], digest: str = "") -> V:
+    def _answered(
+        self,
+        name: RoleName,
+        body: Body,
+        accept: Callable[[Reply], V],
+        digest: str = "",
+        caller: Caller | None = None,
+    ) -> V:
         role = self._role(name)
         key = sha256_bytes(canonical_json([role.settings.base_url, role.settings.revision, digest, body]))
         with self._alone(key):
-            known = self._answers.get(key)
+            known = self._answers.get(key) if self._answers else None
             # an answer that a later version of its check refuses is asked for again
             for answer in _accepted_of(known, accept):
                 self._ledger.cached(name, body["model"], key)
@@ -163,10 +194,11 @@ class Endpoint:
                 return answer
             with role.places:
                 try:
-                    return self._called(name, role, key, body, accept)
+                    return self._called(name, role, key, body, accept, caller)
                 except UserError as error:
                     # whoever waits or tries again must not spend more on a run that has to stop
-                    self._purse.end(str(error))
+                    if self._answers:
+                        self._purse.end(str(error))
                     raise
 
     @contextmanager
@@ -186,17 +218,26 @@ class Endpoint:
                 else:
                     del self._flights[key]
 
-    def _called(self, name: RoleName, role: _Role, key: str, body: Body, accept: Callable[[Reply], V]) -> V:
+    def _called(
+        self,
+        name: RoleName,
+        role: _Role,
+        key: str,
+        body: Body,
+        accept: Callable[[Reply], V],
+        caller: Caller | None,
+    ) -> V:
         reason = ""
+        asking = caller.key if caller else role.key
         for turn in range(role.settings.invalid_retries + 1):
             metered = self._metered(name, role, key, body)
             try:
-                status, content = _exchanged(metered, role, key, turn, body)
-                if status is None:
-                    reason = content.decode()
+                sent = _exchanged(metered, role, key, turn, body, caller)
+                if isinstance(sent, str):
+                    reason = sent
                     break
                 try:
-                    return self._accepted(metered, role, key, content, accept)
+                    return self._accepted(metered, role, asking, key, sent, accept)
                 except ValueError as error:
                     reason = str(error)
             finally:
@@ -215,23 +256,32 @@ class Endpoint:
         ask = Ask(name, body["model"], key, most)
         return Metered(self._transport, self._ledger, self._purse, ask, role.settings.reply_seconds)
 
-    def _accepted(self, metered: Metered, role: _Role, key: str, content: bytes, accept: Callable[[Reply], V]) -> V:
+    def _accepted(
+        self,
+        metered: Metered,
+        role: _Role,
+        asking: ApiKey | None,
+        key: str,
+        got: "_Got",
+        accept: Callable[[Reply], V],
+    ) -> V:
         """The answer in a reply, once it is kept and paid; ValueError if there is none."""
         reply: Reply | None = None
         price = role.settings.price
         try:
-            if role.key is not None and role.key.stands_in(content.decode(errors="replace")):
+            if asking is not None and asking.stands_in(got.content.decode(errors="replace")):
                 raise ValueError("the reply holds the API key")
-            reply = parse_reply(content)
+            reply = parse_reply(got.content).model_copy(update={"policy": got.policy})
             answer = accept(reply)
         except (ValueError, UserError):
             metered.settle("invalid", reply.usage if reply else None, price)
             raise
         # kept before it is settled: a process that dies between the two has paid, and need not pay again
-        self._answers.put(key, reply)
+        if self._answers:
+            self._answers.put(key, reply)
         most = metered.most
         charge = metered.settle("answered", reply.usage, price)
-        if charge.tokens > most.tokens or charge.nano > most.nano:
+        if self._answers and (charge.tokens > most.tokens or charge.nano > most.nano):
             raise UserError(
                 f"the server of {role.settings.model} counted {charge.tokens} tokens where at most {most.tokens} were "
                 "expected, so no budget can be kept; raise its media_tokens in the profile and run again with --resume"
@@ -276,9 +326,18 @@ def most_prompt_tokens(body: Body, media_tokens: int) -> int:
     return tokens
 
 
-def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body) -> tuple[int | None, bytes]:
-    """HTTP status and body of the reply; None and the reason if there was none. UserError if the settings are to blame."""
+@dataclass(frozen=True)
+class _Got:
+    """A reply's body, and the digest of the policy that the gateway says it comes from."""
+
+    content: bytes
+    policy: str | None
+
+
+def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body, caller: Caller | None) -> _Got | str:
+    """The reply, or the reason why there was none. UserError if the settings are to blame, or the caller's key."""
     settings = role.settings
+    asking = caller.key if caller else role.key
     timeout = httpx2.Timeout(settings.reply_seconds, connect=settings.connect_seconds)
     # a header of this kind from the environment would go to a server it was not meant for
     headers: dict[str, str | openai.Omit] = {
@@ -286,10 +345,10 @@ def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body) -
         "OpenAI-Project": openai.omit,
         "Idempotency-Key": f"{key}-{turn}",
     }
-    if role.key is None:
+    if asking is None:
         headers["Authorization"] = openai.omit
     client = openai.OpenAI(
-        api_key=role.key.reveal() if role.key else "none",
+        api_key=asking.reveal() if asking else "none",
         base_url=settings.base_url,
         max_retries=settings.retries,
         http_client=httpx2.Client(transport=metered, timeout=timeout, trust_env=False),
@@ -299,9 +358,12 @@ def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body) -
     problem: tuple[int | None, str]
     try:
         raw = client.chat.completions.with_raw_response.create(
-            model=body["model"], messages=body["messages"], extra_body=sent, extra_headers=headers
+            model=body["model"],
+            messages=body["messages"],
+            extra_body=sent,
+            extra_headers={**headers, **(caller.headers if caller else {})},
         )
-        return raw.status_code, raw.content
+        return _Got(raw.content, raw.headers.get(SERVED_POLICY))
     except openai.APIStatusError as error:
         problem = error.status_code, error.message
     except openai.APITimeoutError:
@@ -309,9 +371,9 @@ def _exchanged(metered: Metered, role: _Role, key: str, turn: int, body: Body) -
     except openai.APIConnectionError as error:
         problem = None, f"no connection ({type(error.__cause__).__name__})"
     status, text = problem
-    reason = one_line(role.key.hide(text) if role.key else text)[:300]
+    reason = one_line(asking.hide(text) if asking else text)[:300]
     if status in MISCONFIGURED:
         raise UserError(
             f"{settings.base_url}: refused model {body['model']} ({reason}); mend its key, model or base_url"
         )
-    return None, reason.encode()
+    return reason

@@ -42,9 +42,14 @@ class Usage(_Part):
 
 
 class Reply(_Part):
-    """The part of a chat completion that is used, and kept in the cache."""
+    """The part of a chat completion that is used, and kept in the cache.
+
+    `model` is what the server says it served; `policy` the digest in the gateway's header, which is checked once and not kept.
+    """
 
     choices: Annotated[list[Choice], Field(min_length=1)]
+    model: str | None = None
+    policy: str | None = Field(default=None, exclude=True)
     usage: Usage | None = None
     prompt_token_ids: list[Tokens] | None = Field(default=None, exclude=True)  # vLLM's; checked once and not kept
     kept: bool = False  # read from the cache

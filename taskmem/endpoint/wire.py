@@ -6,7 +6,7 @@ from typing import cast
 
 import httpx2
 
-from taskmem.endpoint.ledger import Ledger, Outcome, Sent
+from taskmem.endpoint.ledger import Calls, Outcome, Sent
 from taskmem.endpoint.purse import NOTHING, Charge, Purse
 from taskmem.endpoint.reply import Usage
 from taskmem.roles import Price
@@ -31,7 +31,7 @@ class Metered(httpx2.BaseTransport):
     open until `settle` says whether its reply was of use.
     """
 
-    def __init__(self, inner: httpx2.BaseTransport, ledger: Ledger, purse: Purse, ask: Ask, seconds: float) -> None:
+    def __init__(self, inner: httpx2.BaseTransport, ledger: Calls, purse: Purse, ask: Ask, seconds: float) -> None:
         self._inner = inner
         self._ledger = ledger
         self._purse = purse

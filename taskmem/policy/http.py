@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from transformers import AutoTokenizer
 
 from taskmem.config import PolicySettings
-from taskmem.endpoint.client import CallError, Endpoint
+from taskmem.endpoint.client import CallError, Caller, Endpoint
+from taskmem.endpoint.keys import ApiKey
 from taskmem.endpoint.media import Clips, frame_count, video_parts
 from taskmem.endpoint.parallel import in_order
-from taskmem.endpoint.reply import Choice, Reply
+from taskmem.endpoint.reply import Reply
 from taskmem.errors import UserError
 from taskmem.policy.completion import completion_of, seed_of
 from taskmem.policy.draw import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT
@@ -24,6 +25,32 @@ STAMP = re.compile(r"<([0-9.]+) seconds>")
 STAMP_TOKENS = 24
 CERTAIN = 100  # the logit bias that makes a token certain, but where the shared draw forbids all tokens with a bias
 COLDEST, HOTTEST = 0.01, 2.0  # temperatures that vLLM takes as they are
+PHASE_ONE = "policy"  # the gateway's name for no adapter
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Whose memories are written: the environment is the model that is asked for, the gateway knows its champion.
+
+    `key` is the tenant's own token: a service that writes for many has none that is good for all.
+    """
+
+    environment: str
+    key: ApiKey
+
+    def caller(self, context: Context) -> Caller:
+        """Who asks for the memory of a context's newest segment, for the gateway's log."""
+        newest = context.current
+        told = {"x-taskmem-stream": newest.stream, "x-taskmem-memories": f"{newest.stream}:{newest.index}"}
+        return Caller(self.key, told)
+
+    def adapter(self, model: str | None) -> str:
+        """The adapter that a reply says has written it; UserError where it says none of this environment."""
+        if model == PHASE_ONE:
+            return "none"
+        if model is None or not model.startswith(f"{self.environment}@"):
+            raise UserError(f"environment {self.environment}: was answered by another model; ask the gateway, not vLLM")
+        return model
 
 
 @dataclass(frozen=True)
@@ -90,9 +117,11 @@ class HttpPolicy:
         vocabulary: Vocabulary,
         digest: str,
         adapter: str = "none",
+        tenant: Tenant | None = None,
     ) -> None:
         """`digest` is the served checkpoint's, `adapter` a name the server knows (`env@v3`) or "none".
 
+        For a `tenant` it is its environment's champion that writes, and each completion says which that was.
         UserError if the profile names no server for the policy, has it see loose images, which carry no times, or a temperature
         that vLLM would change.
         """
@@ -108,6 +137,7 @@ class HttpPolicy:
         self._settings = settings
         self._clips = clips
         self._vocabulary = vocabulary
+        self._tenant = tenant
         self.digest = digest
         self.adapter = adapter
 
@@ -129,22 +159,29 @@ class HttpPolicy:
 
     def _group(self, context: Context, n: int, seed: int) -> list[Completion]:
         failure = ""
-        choices: list[Choice] = []
+        reply: Reply | None = None
+        caller = self._tenant.caller(context) if self._tenant else None
         try:
             request = self._request(context, n, seed)
-            choices = self._endpoint.sample("policy", request, self.digest, lambda reply: self._check(context, reply))
+            reply = self._endpoint.sample("policy", request, self.digest, lambda got: self._check(context, got), caller)
         except CallError as error:
             failure = str(error)
-        if failure:
+        if reply is None:
             raise UserError(
                 f"context {context.id}: the policy's server failed ({failure}); run again with --resume: "
                 "what was sampled is kept"
             )
-        return [self._completion(choice) for choice in choices]
+        adapter = self._tenant.adapter(reply.model) if self._tenant else None
+        tokens = [choice.token_ids or [] for choice in reply.choices]
+        return [replace(completion_of(ids, self._vocabulary.tokenizer), adapter=adapter) for ids in tokens]
 
     def _check(self, context: Context, reply: Reply) -> None:
         """UserError if the server is not set up to serve this policy as it was trained."""
         server = self._server.base_url
+        if reply.policy not in (None, self.digest):
+            raise UserError(
+                f"{server}: serves policy {reply.policy}, not {self.digest}; start this again with that one"
+            )
         ids = reply.prompt_token_ids
         if ids is None or any(choice.token_ids is None for choice in reply.choices):
             raise UserError(f"{server}: gives no token ids; serve the policy with vLLM (return_token_ids)")
@@ -163,14 +200,12 @@ class HttpPolicy:
                 "them again or takes them for faster; start it with endpoint.media.server_flags"
             )
 
-    def _completion(self, choice: Choice) -> Completion:
-        return completion_of(choice.token_ids or [], self._vocabulary.tokenizer)
-
     def _request(self, context: Context, n: int, seed: int) -> dict[str, Any]:
         sampling = self._settings.sampling
         forbidden = self._vocabulary.forbidden
+        chosen = self._server.model if self.adapter == "none" else self.adapter
         return {
-            "model": self._server.model if self.adapter == "none" else self.adapter,
+            "model": self._tenant.environment if self._tenant else chosen,
             "messages": self._messages(context),
             "n": n,
             "seed": 0,  # the first row; vLLM counts it up for the others

@@ -9,13 +9,17 @@ from taskmem.records import Context
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer: its text without the end-of-turn token, and its token ids with it (where it was reached)."""
+    """One sampled answer: its text without the end-of-turn token, and its token ids with it (where it was reached).
+
+    `adapter` says what wrote it where the server chose that (name@version or none); None: the policy's own.
+    """
 
     text: str
     tokens: tuple[int, ...]
     think_tokens: int
     memory: str | None
     memory_tokens: int
+    adapter: str | None = None
 
 
 class Policy(Protocol):

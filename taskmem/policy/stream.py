@@ -1,6 +1,8 @@
 """A policy watching streams: windows, contexts, and one memory per segment (METHOD section 1)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from taskmem.errors import UserError
 from taskmem.policy.protocols import Completion, Policy
@@ -27,6 +29,40 @@ def window_context(
     return Context(segments=tuple(shown), memories=kept, task=task)
 
 
+@dataclass(frozen=True)
+class Window:
+    """What has to be kept of a stream to write its next memory: its last segments, and the memories that are left of them.
+
+    Plain values: a service stores them and goes on after a restart as if it had never stopped.
+    """
+
+    segments: tuple[Segment, ...] = ()
+    memories: tuple[ContextMemory, ...] = ()
+
+    def context(self, newest: Segment, window: int, task: str | None = None) -> Context:
+        """q_t of the newest segment; UserError if it is not later than the last."""
+        if self.segments and newest.index <= self.segments[-1].index:
+            raise UserError(
+                f"segment {newest.index} of stream {newest.stream}: segment {self.segments[-1].index} was remembered "
+                "before; give a stream's in order"
+            )
+        shown = [*self.segments, newest][-window:]
+        return window_context(shown, {m.index: m.text for m in self.memories}, len(shown) - 1, window, task)
+
+    @classmethod
+    def after(cls, context: Context, memory: Memory) -> Self:
+        """The window once the memory of a context is written; one that broke the grammar is not kept."""
+        if memory.text is None:
+            return cls(context.segments, context.memories)
+        return cls(context.segments, (*context.memories, ContextMemory(index=memory.index, text=memory.text)))
+
+
+def write_memories(policy: Policy, contexts: Sequence[Context], seed: int) -> list[Memory]:
+    """One memory for each context, in one batch."""
+    completions = policy.write(contexts, 1, seed) if contexts else []
+    return [_memory(c.current, written, policy) for c, (written,) in zip(contexts, completions, strict=True)]
+
+
 def _memory(segment: Segment, completion: Completion, policy: Policy) -> Memory:
     return Memory(
         stream=segment.stream,
@@ -37,7 +73,7 @@ def _memory(segment: Segment, completion: Completion, policy: Policy) -> Memory:
         think_tokens=completion.think_tokens,
         memory_tokens=completion.memory_tokens,
         policy=policy.digest,
-        adapter=policy.adapter,
+        adapter=completion.adapter or policy.adapter,
     )
 
 
@@ -52,8 +88,7 @@ class Watcher:
         self._window = window
         self._seed = seed
         self._task = task
-        self._shown: dict[str, list[Segment]] = {}
-        self._kept: dict[str, dict[int, str]] = {}
+        self._windows: dict[str, Window] = {}
 
     def write(self, newest: Sequence[Segment]) -> list[tuple[Memory, Context]]:
         """The memory of the newest segment of each of several streams, with the context it was written from.
@@ -62,34 +97,27 @@ class Watcher:
         is returned, but no later context holds it. UserError, and nothing changes, if a stream comes twice or a segment is not
         later than the last of its stream.
         """
-        self._check(newest)
-        batch = sorted(newest, key=lambda s: s.stream)
-        shown = {s.stream: [*self._shown.get(s.stream, ()), s][-self._window :] for s in batch}
+        refuse_repeated(newest)
         contexts = [
-            window_context(window, self._kept.get(stream, {}), len(window) - 1, self._window, self._task)
-            for stream, window in shown.items()
+            self._windows.get(s.stream, Window()).context(s, self._window, self._task)
+            for s in sorted(newest, key=lambda s: s.stream)
         ]
-        written: dict[str, tuple[Memory, Context]] = {}
-        completions = self._policy.write(contexts, 1, self._seed) if contexts else []
-        for context, (completion,) in zip(contexts, completions, strict=True):
-            written[context.current.stream] = (_memory(context.current, completion, self._policy), context)
-        for stream, (memory, context) in written.items():
-            self._shown[stream] = shown[stream]
-            self._kept[stream] = {m.index: m.text for m in context.memories}
-            if memory.text is not None:
-                self._kept[stream][memory.index] = memory.text
+        memories = write_memories(self._policy, contexts, self._seed)
+        written = {memory.stream: (memory, context) for memory, context in zip(memories, contexts, strict=True)}
+        self._windows |= {stream: Window.after(context, memory) for stream, (memory, context) in written.items()}
         return [written[segment.stream] for segment in newest]
 
-    def _check(self, newest: Sequence[Segment]) -> None:
-        seen: set[str] = set()
-        for segment in newest:
-            where = f"segment {segment.index} of stream {segment.stream}"
-            if segment.stream in seen:
-                raise UserError(f"{where}: the stream comes twice in one call; give one segment of each stream")
-            seen.add(segment.stream)
-            last = self._shown.get(segment.stream)
-            if last and segment.index <= last[-1].index:
-                raise UserError(f"{where}: segment {last[-1].index} was remembered before; give a stream's in order")
+
+def refuse_repeated(newest: Sequence[Segment]) -> None:
+    """UserError if a stream comes twice among the newest segments of several."""
+    seen: set[str] = set()
+    for segment in newest:
+        if segment.stream in seen:
+            raise UserError(
+                f"segment {segment.index} of stream {segment.stream}: the stream comes twice in one call; give one "
+                "segment of each stream"
+            )
+        seen.add(segment.stream)
 
 
 def positions(streams: Streams) -> list[list[Segment]]:
