@@ -1,6 +1,9 @@
 """Reads a clip back as the array of frames the policy sees."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -28,6 +31,44 @@ def read_clip(path: Path, limits: VideoLimits) -> Frames:
             return np.stack(_frames(source, limits))
     except RefusedError as refused:
         raise UserError(f"{path}: {refused}; segment its video again") from None
+
+
+def frames_in(clip: bytes, limits: VideoLimits) -> Frames:
+    """As `read_clip`, of a clip in memory; RefusedError instead."""
+    with in_memory(clip) as descriptor, opened(descriptor, limits) as source:
+        return np.stack(_frames(source, limits))
+
+
+@contextmanager
+def in_memory(data: bytes) -> Iterator[int]:
+    """A descriptor of a file that holds `data` and lies on no disk."""
+    descriptor = os.memfd_create("clip")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as handle:
+            handle.write(data)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A clip that was decoded from its first frame to its last: how many there are, and their size in pixels."""
+
+    frames: int
+    width: int
+    height: int
+
+
+def whole_clip(descriptor: int, limits: VideoLimits) -> Whole:
+    """Decode a clip to its end, as `read_clip` does; RefusedError where that would fail."""
+    with opened(descriptor, limits) as source:
+        name = source.video.codec_context.name
+        if not source.container.format.name.startswith("mov") or name != "h264":
+            raise RefusedError(f"no clip: {name} in {source.container.format.name} instead of H.264 in mp4")
+        frames = _frames(source, limits)
+        height, width = frames[0].shape[:2]
+        return Whole(len(frames), width, height)
 
 
 def _frames(source: Opened, limits: VideoLimits) -> list[Frames]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from taskmem.config import VideoSettings
 from taskmem.video.cut import Clip, Cut
 from taskmem.video.decode import End
+from taskmem.video.frames import Whole
 from taskmem.video.probe import NotYetError, RefusedError
 from taskmem.video.subtitles import Turn
 from taskmem.video.wire import Channel, ClosedError
@@ -57,19 +58,39 @@ class DecodingWorker:
         NotYetError if it changes meanwhile, makes no progress for MAX_STALL_SECONDS, or if somebody kills the worker.
         RuntimeError if no worker can be started.
         """
+        return _cut(self._twice("cut", descriptor, settings, take))
+
+    def whole(self, descriptor: int, settings: VideoSettings) -> Whole:
+        """Decode the clip behind `descriptor` to its end, within `settings.limits`; errors as `cut`."""
+        answer = self._twice("whole", descriptor, settings, lambda _: None)
+        return Whole(answer["frames"], answer["width"], answer["height"])
+
+    def interrupt(self) -> None:
+        """End what is being decoded, from another thread: its call then raises NotYetError."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _twice(
+        self, kind: str, descriptor: int, settings: VideoSettings, take: Callable[[Clip], None]
+    ) -> dict[str, Any]:
+        """The worker's answer; a second, fresh worker is asked where the first may have suffered from another file."""
         fresh = not self._served
         try:
-            return self._attempt(descriptor, settings, take)
+            return self._attempt(kind, descriptor, settings, take)
         except _FaultError:
             self.stop()
             if fresh:
                 raise
-        return self.cut(descriptor, settings, take)
+        return self._twice(kind, descriptor, settings, take)
 
-    def _attempt(self, descriptor: int, settings: VideoSettings, take: Callable[[Clip], None]) -> Cut:
+    def _attempt(
+        self, kind: str, descriptor: int, settings: VideoSettings, take: Callable[[Clip], None]
+    ) -> dict[str, Any]:
         channel = self._channel or self._start()
         self._served += 1
-        answer, data = self._exchange(channel, {"settings": settings.model_dump_json()}, [descriptor])
+        question = {"kind": kind, "settings": settings.model_dump_json()}
+        answer, data = self._exchange(channel, question, [descriptor])
         while answer["kind"] == "clip":
             sides = answer["width"], answer["height"]
             take(Clip(answer["index"], data, *sides, Fraction(answer["end"]), answer["total"]))
@@ -80,7 +101,7 @@ class DecodingWorker:
             raise _FaultError(f"needs more than {MAX_MEMORY_BYTES} bytes of memory")
         if answer["kind"] == "failed":
             raise NotYetError(f"the decoder failed ({answer['reason']})")
-        return _cut(answer)
+        return answer
 
     def _exchange(
         self, channel: Channel, message: dict[str, Any], descriptors: Sequence[int] = ()

@@ -11,12 +11,15 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from taskmem.config import VideoSettings
 from taskmem.records import one_line
 from taskmem.video.cut import Clip, Cut, cut_video
+from taskmem.video.frames import whole_clip
 from taskmem.video.probe import RefusedError
 from taskmem.video.wire import Channel, ClosedError
 
@@ -33,7 +36,9 @@ def main() -> None:
     while True:
         try:
             message, descriptor = channel.receive_descriptor()
-            answer = _answer(channel, descriptor, VideoSettings.model_validate_json(message["settings"]))
+            settings = VideoSettings.model_validate_json(message["settings"])
+            work = _whole if message["kind"] == "whole" else _cut
+            answer = _answer(partial(work, channel, descriptor, settings))
             os.close(descriptor)
             channel.send(answer)
         except ClosedError:
@@ -69,7 +74,12 @@ def silence() -> None:
     os.close(sink)
 
 
-def _answer(channel: Channel, descriptor: int, settings: VideoSettings) -> dict[str, Any]:
+def _whole(channel: Channel, descriptor: int, settings: VideoSettings) -> dict[str, Any]:
+    """Decode one clip and say what it holds."""
+    return {"kind": "whole", **asdict(whole_clip(descriptor, settings.limits))}
+
+
+def _cut(channel: Channel, descriptor: int, settings: VideoSettings) -> dict[str, Any]:
     """Cut one video, its clips sent on the way, and say how it ended."""
     last = time.monotonic()
 
@@ -84,8 +94,13 @@ def _answer(channel: Channel, descriptor: int, settings: VideoSettings) -> dict[
         channel.send({"kind": "clip", **fields, "end": str(clip.end), "total": clip.total}, clip.data)
         channel.receive()  # the next segment is not begun before this one is on disk
 
+    return _ended(cut_video(descriptor, settings, deliver, alive))
+
+
+def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the work gives, or why there is nothing."""
     try:
-        return _ended(cut_video(descriptor, settings, deliver, alive))
+        return work()
     except ClosedError:
         raise
     except RefusedError as refused:
