@@ -63,6 +63,15 @@ def open_remote(profile: Profile, calls: Path, segments: Path) -> Remote | None:
     return Remote(Endpoint(profile.calls, calls, os.environ), clips)
 
 
+def answerer_for(profile: Profile, remote: Remote | None = None) -> Answerer:
+    """The answerer of a profile, which needs no world's truth: a service has none. UserError as `backends_for`."""
+    if profile.world is not None:
+        return WorldAnswerer()
+    from taskmem.agent.http import HttpAnswerer  # noqa: PLC0415 - see above
+
+    return HttpAnswerer(_given(profile, remote).endpoint)
+
+
 def helpfulness_judge(profile: Profile, remote: Remote | None = None) -> HelpfulnessJudge:
     """The judge of preference mining, which sees memories and questions and never an answer; UserError as `backends_for`."""
     if profile.world is not None:
@@ -88,7 +97,7 @@ def backends_for(profile: Profile, world: Path | None, remote: Remote | None = N
     truth = WorldTruth.read(*truths)
     return Backends(
         judges=world_judges(truth),
-        answerer=WorldAnswerer(),
+        answerer=answerer_for(profile),
         grader=WorldGrader(),
         checker=WorldFactChecker(truth),
         evidence=WorldEvidence(),
@@ -106,8 +115,7 @@ def _given(profile: Profile, remote: Remote | None) -> Remote:
 
 
 def _remote_backends(profile: Profile, remote: Remote) -> Backends:
-    from taskmem.agent.http import HttpAnswerer  # noqa: PLC0415 - see above
-    from taskmem.evaluation.http import HttpGrader  # noqa: PLC0415
+    from taskmem.evaluation.http import HttpGrader  # noqa: PLC0415 - see above
     from taskmem.judge.http import http_judges  # noqa: PLC0415
 
     def no_strong_model(_: int) -> Callable[[str, int], str]:
@@ -117,7 +125,7 @@ def _remote_backends(profile: Profile, remote: Remote) -> Backends:
 
     return Backends(
         judges=http_judges(remote.endpoint, remote.clips),
-        answerer=HttpAnswerer(remote.endpoint),
+        answerer=answerer_for(profile, remote),
         grader=HttpGrader(remote.endpoint),
         checker=_NoTruth(),
         evidence=_NoEvidence(),

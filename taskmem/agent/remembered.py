@@ -14,7 +14,6 @@ from taskmem.feedback.collection import tombstone_of
 from taskmem.policy.stream import Window
 from taskmem.records import ContextMemory, Memory, Segment, dump_record
 
-
 FRAME = 24  # characters that stand around a memory where an answerer reads it
 
 
@@ -60,10 +59,18 @@ def cost(memory: Memory) -> int:
 
 def stream_of(connection: Connection, environment: str, name: str) -> Stream | None:
     """A stream, None if nothing was remembered of it. ErasedStreamError if it was erased."""
-    target = tombstone_of("stream", name)
-    where = (ERASED.c.environment == environment, ERASED.c.target == target)
-    if connection.execute(select(ERASED.c.state).where(*where)).first() is not None:
+    if is_erased(connection, environment, name):
         raise ErasedStreamError(f"stream {name}: was erased; give what is new another name")
+    return _row_of(connection, environment, name)
+
+
+def is_erased(connection: Connection, environment: str, stream: str) -> bool:
+    """Whether a stream of an environment was erased, or is being."""
+    where = (ERASED.c.environment == environment, ERASED.c.target == tombstone_of("stream", stream))
+    return connection.execute(select(ERASED.c.state).where(*where)).first() is not None
+
+
+def _row_of(connection: Connection, environment: str, name: str) -> Stream | None:
     found = connection.execute(
         select(STREAMS.c.id, STREAMS.c.last, STREAMS.c.end_s, STREAMS.c.position, STREAMS.c.through).where(
             STREAMS.c.environment == environment, STREAMS.c.name == name
@@ -202,8 +209,11 @@ def keep_answer(connection: Connection, stream: Stream, question: str, asked: st
         raise MovedError from None
 
 
-def forget(connection: Connection, stream: Stream) -> dict[str, int]:
+def forget(connection: Connection, environment: str, name: str) -> dict[str, int]:
     """Erase a stream's rows; how many of each kind there were."""
+    stream = _row_of(connection, environment, name)
+    if stream is None:
+        return {"memories": 0, "clips": 0, "answers": 0}
     gone: Mapping[str, Any] = {
         "memories": select(func.count()).where(MEMORIES.c.stream == stream.id),
         "clips": select(func.count()).where(CLIPS.c.stream == stream.id),
@@ -217,4 +227,3 @@ def forget(connection: Connection, stream: Stream) -> dict[str, int]:
         connection.execute(delete(table).where(table.c.stream == stream.id))
     connection.execute(delete(STREAMS).where(STREAMS.c.id == stream.id))
     return counts
-

@@ -1,7 +1,7 @@
 """Which memories an answerer sees: all of a stream's, or once they are too many, those that a question's words find.
 
-What this costs does not grow with the stream: of each word only the newest `HITS` memories that have it are looked at, and where a
-stream's memories pass a number of characters is stored with each.
+What this costs hardly grows with the stream: of each word only the newest `HITS` memories that have it are looked at, and where
+a stream's memories pass a number of characters is stored with each.
 """
 
 import math

@@ -75,13 +75,18 @@ class Storage:
             connection.commit()
 
     @contextmanager
-    def holding(self, *alone: str) -> Iterator[bool]:
-        """Whether this process is the one that has these words for the length of the block; nobody waits for them."""
+    def holding(self, *alone: str, wait: bool = False) -> Iterator[bool]:
+        """Whether this process is the one that has these words for the length of the block; with `wait`, once it is."""
         if self.dialect == "sqlite":
             yield True
             return
         with _answering(), self._engine.connect() as connection:
-            yield bool(connection.execute(select(func.pg_try_advisory_xact_lock(_lock_number(alone)))).scalar_one())
+            number = _lock_number(alone)
+            if wait:
+                connection.execute(select(func.pg_advisory_xact_lock(number)))
+                yield True
+            else:
+                yield bool(connection.execute(select(func.pg_try_advisory_xact_lock(number))).scalar_one())
 
     def check(self) -> None:
         """StorageDownError if the database does not answer."""
@@ -133,7 +138,9 @@ class Storage:
                 if found is None:
                     connection.execute(insert(VERSIONS).values(version=VERSION))
         except DBAPIError as error:
-            raise UserError(f"{self.where}: no database for an agent ({type(error.orig).__name__}); give another") from None
+            raise UserError(
+                f"{self.where}: no database for an agent ({type(error.orig).__name__}); give another"
+            ) from None
         if found not in (None, VERSION):
             raise UserError(f"{self.where}: has tables of version {found}, not {VERSION}; run the agent that made them")
 
