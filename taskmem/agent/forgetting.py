@@ -1,16 +1,16 @@
 """A stream is forgotten: first that it is, then what is known of it. Killed half-way, the same request completes it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import func, insert, select, update
 
+from taskmem.agent.logged import LogEraser
 from taskmem.agent.outbox import Outbox, forget_feedback
 from taskmem.agent.remembered import UnknownStreamError, forget, is_erased, stream_of
 from taskmem.agent.storage import Storage
 from taskmem.agent.tables import ERASED, FEEDBACK
-from taskmem.feedback.collection import tombstone_of
+from taskmem.feedback.collection import scoped, tombstone_of
 
 ERASING, DONE = "erasing", "erased"
 
@@ -41,8 +41,7 @@ class Forgotten:
 class Forgetter:
     """Erases streams."""
 
-    def __init__(self, storage: Storage, outbox: Outbox, elsewhere: Elsewhere, log: Callable[[str, str], None]) -> None:
-        """`log` erases an environment's stream from the response log."""
+    def __init__(self, storage: Storage, outbox: Outbox, elsewhere: Elsewhere, log: LogEraser) -> None:
         self._storage, self._outbox, self._elsewhere, self._log = storage, outbox, elsewhere, log
 
     def forget(self, environment: str, name: str) -> Forgotten:
@@ -55,11 +54,12 @@ class Forgetter:
         with self._outbox.paused():
             gone = self._erase(environment, name)
         shipped = self._elsewhere.erase(environment, name)
-        self._log(environment, name)
+        self._log.sweep()
         self._storage.tidy()
         with self._storage.writing(environment, name) as connection:
             row = update(ERASED).where(
-                ERASED.c.environment == environment, ERASED.c.target == tombstone_of("stream", name)
+                ERASED.c.environment == environment,
+                ERASED.c.target == tombstone_of("stream", scoped(environment, name)),
             )
             connection.execute(row.values(state=DONE))
         return Forgotten(**gone, shipped=shipped)
@@ -73,7 +73,11 @@ class Forgetter:
             spoken_of = connection.execute(select(func.count()).where(*said)).scalar_one()
             if stream_of(connection, environment, name) is None and not spoken_of:
                 raise UnknownStreamError(f"stream {name}: there is nothing of it")
-            values = {"environment": environment, "target": tombstone_of("stream", name), "state": ERASING}
+            values = {
+                "environment": environment,
+                "target": tombstone_of("stream", scoped(environment, name)),
+                "state": ERASING,
+            }
             connection.execute(insert(ERASED).values(**values))
 
     def _erase(self, environment: str, name: str) -> dict[str, int]:

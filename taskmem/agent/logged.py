@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from taskmem.agent.storage import Storage
 from taskmem.agent.tables import ERASED
-from taskmem.feedback.collection import tombstone_of
+from taskmem.feedback.collection import scoped, tombstone_of
 from taskmem.files import atomic_write
 from taskmem.gateway.responses import ResponseLog
 from taskmem.records import Response, parse_line
@@ -65,4 +65,7 @@ def _names(line: bytes, targets: Targets, where: str) -> bool:
     if not line.endswith(b"\n"):
         return False  # still being written
     response = parse_line(line.decode(), Response, where)
-    return response.stream is not None and (response.environment, tombstone_of("stream", response.stream)) in targets
+    return (
+        response.stream is not None
+        and (response.environment, tombstone_of("stream", scoped(response.environment, response.stream))) in targets
+    )

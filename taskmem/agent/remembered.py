@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from taskmem.agent.tables import ANSWERS, CLIPS, ERASED, MEMORIES, STREAMS
 from taskmem.agent.words import indexed
 from taskmem.errors import UserError
-from taskmem.feedback.collection import tombstone_of
+from taskmem.feedback.collection import scoped, tombstone_of
 from taskmem.policy.stream import Window
 from taskmem.records import ContextMemory, Memory, Segment, dump_record
 
@@ -66,7 +66,10 @@ def stream_of(connection: Connection, environment: str, name: str) -> Stream | N
 
 def is_erased(connection: Connection, environment: str, stream: str) -> bool:
     """Whether a stream of an environment was erased, or is being."""
-    where = (ERASED.c.environment == environment, ERASED.c.target == tombstone_of("stream", stream))
+    where = (
+        ERASED.c.environment == environment,
+        ERASED.c.target == tombstone_of("stream", scoped(environment, stream)),
+    )
     return connection.execute(select(ERASED.c.state).where(*where)).first() is not None
 
 

@@ -34,7 +34,7 @@ from taskmem.endpoint.keys import ApiKey
 from taskmem.errors import UserError
 from taskmem.files import canonical_json
 from taskmem.records import FeedbackEvent, Memory, Name, Part, dump_record
-from taskmem.service import Limits, Refused, Trace, bearer, exposition, service_app, trace_of
+from taskmem.service import Refused, Trace, bearer, exposition, service_app, trace_of
 from taskmem.service.auth import token_in
 from taskmem.store import StoreFault
 
@@ -50,9 +50,9 @@ class Memories(Part):
     next: int | None
 
 
-def agent_app(service: Service, limits: Limits) -> FastAPI:
+def agent_app(service: Service) -> FastAPI:
     """The application; it starts to ship feedback when it starts, and closes the service when it ends."""
-    app = service_app(limits, service.log, service.metrics.refusals, service.running)
+    app = service_app(service.settings.limits, service.log, service.metrics.refusals, service.running)
     app.include_router(_open_routes(service))
     app.include_router(_own_routes(service))
     return app

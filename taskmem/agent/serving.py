@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from taskmem.agent.asking import Answered, Asker
 from taskmem.agent.clips import LateClipError, RefusedClipError
 from taskmem.agent.forgetting import Forgetter
+from taskmem.agent.logged import LogEraser
 from taskmem.agent.metrics import Metrics
 from taskmem.agent.outbox import Outbox
 from taskmem.agent.protocol import Served
@@ -58,6 +59,7 @@ class Service:
     outbox: Outbox
     forgetter: Forgetter
     responses: ResponseLog
+    log_eraser: LogEraser
     lookup: Lookup
     log: ServiceLog
     metrics: Metrics
@@ -74,10 +76,10 @@ class Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """The application's life: feedback is shipped, and all is closed at the end."""
+        """The application's life: feedback is shipped, the log rid of what others erased, and all is closed at the end."""
         pool = ThreadPoolExecutor(self.settings.at_once + SPARE, thread_name_prefix="taskmem-agent")
         asyncio.get_running_loop().set_default_executor(pool)
-        shipping = asyncio.create_task(self._ship())
+        shipping = asyncio.create_task(self._tend())
         try:
             yield
         finally:
@@ -85,13 +87,13 @@ class Service:
             await asyncio.gather(shipping, return_exceptions=True)
             await asyncio.to_thread(self.close)
 
-    async def _ship(self) -> None:
+    async def _tend(self) -> None:
         while True:
-            for step in (self.outbox.ship, self._look_at_feedback):
+            for step in (self.outbox.ship, self._look_at_feedback, self.log_eraser.sweep):
                 try:
                     await asyncio.to_thread(step)
                 except (StorageDownError, StoreFault, UserError) as error:
-                    self.log.write("unshipped", reason=_shown(error))
+                    self.log.write("untended", step=step.__name__, reason=_shown(error))
                 except Exception as error:  # a mistake of ours must not end the shipping
                     self.log.fault(error)
             await asyncio.sleep(self.settings.ship_seconds)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from taskmem.service import Limits
 from taskmem.settings import Count, Positive, Settings
 
 
@@ -22,4 +23,5 @@ class AgentSettings(Settings):
     decode_seconds: Positive = 60.0
     ship_seconds: Positive = 5.0
     ship_events: Count = 1000
-    page: Count = 1000
+    page: Count = 1000  # memories of a GET
+    limits: Limits = Limits()

@@ -9,7 +9,7 @@ from typing import Any, Self
 from transformers import AutoTokenizer
 
 from taskmem.config import PolicySettings
-from taskmem.endpoint.client import CallError, Caller, Endpoint
+from taskmem.endpoint.client import Caller, CallError, Endpoint
 from taskmem.endpoint.keys import ApiKey
 from taskmem.endpoint.media import Clips, frame_count, video_parts
 from taskmem.endpoint.parallel import in_order
