@@ -158,17 +158,24 @@ def _address(url: str) -> URL:
 
 
 def _postgresql(address: URL, connections: int) -> Engine:
-    options = f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={STATEMENT_SECONDS}s"
-    # durable when acknowledged, whatever the server's default is
-    options += " -c synchronous_commit=on"
-    return create_engine(
+    engine = create_engine(
         address,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=WAIT_SECONDS,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_SECONDS, "options": options, "application_name": "taskmem-agent"},
+        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "taskmem-agent"},
     )
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:
+        connection.autocommit = True
+        # durable when acknowledged, whatever the server's default is
+        waits = f"SET statement_timeout='{STATEMENT_SECONDS}s'; SET lock_timeout='{STATEMENT_SECONDS}s'"
+        connection.execute(f"{waits}; SET synchronous_commit=on")
+        connection.autocommit = False
+
+    return engine
 
 
 @contextmanager

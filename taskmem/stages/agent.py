@@ -33,7 +33,7 @@ from taskmem.gateway.tokens import Tokens
 from taskmem.policy.exported import EXPORT, read_export
 from taskmem.policy.http import HttpPolicy, Tenant, Vocabulary
 from taskmem.policy.protocols import Policy
-from taskmem.roles import BudgetSettings, CallSettings, Price, ServerSettings
+from taskmem.roles import BudgetSettings, CallSettings, Price, RoleSettings, ServerSettings
 from taskmem.service import ServiceLog, serve
 from taskmem.store import open_store
 
@@ -127,19 +127,19 @@ def service_calls(profile: Profile, gateway: str) -> CallSettings:
     calls = profile.calls
     url = f"{gateway.rstrip('/')}/v1"
     policy = calls.policy if calls and calls.policy else _plain_server(url)
-    answerer = (
-        {"answerer": calls.roles["answerer"]} if calls and not profile.world and "answerer" in calls.roles else {}
-    )
+    answerer = calls.roles.get("answerer") if calls and not profile.world else None
     return CallSettings(
         policy=policy.model_copy(update={"base_url": url, "key": None, "retries": min(policy.retries, TRIES_AGAIN)}),
-        roles={
-            name: role.model_copy(update={"retries": min(role.retries, TRIES_AGAIN)}) for name, role in answerer.items()
-        },
+        roles={"answerer": _hasty(answerer)} if answerer else {},
         budget=BudgetSettings(money=None, tokens=None),
         failed_share=1.0,
         failed_in_a_row=None,
         shuffles=calls.shuffles if calls else 2,
     )
+
+
+def _hasty(role: RoleSettings) -> RoleSettings:
+    return role.model_copy(update={"retries": min(role.retries, TRIES_AGAIN)})
 
 
 def _plain_server(url: str) -> ServerSettings:
