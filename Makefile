@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SERVING := .venv-serving
 SERVING_READY := $(SERVING)/.ready
+SERVED := tests/vllm_plugin tests/gateway tests/agent tests/stages/test_served_deployment.py
 # one thread a process is faster than two on small models, and deterministic
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow test-explore serving-setup test-serving test-serving-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
+.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
 
 setup: $(READY)
 
@@ -49,13 +50,20 @@ $(SERVING_READY): pyproject.toml requirements.lock tools/serving.txt tools/servi
 	$(PYTHON) tools/serving_environment.py $(SERVING)
 	touch $@
 
+# policy, gateway and agent on this machine, with the embedded world's base policy; prints how to try them
+serve: setup serving-setup
+	$(BIN)/taskmem world render --out runs/serve/world
+	$(BIN)/taskmem segment runs/serve/world/deployment/videos --out runs/serve/segments
+	$(BIN)/taskmem serve all --segments runs/serve/segments --out runs/serve -- --dtype float32 --enforce-eager \
+		--max-model-len 1024
+
 # real vLLM: mixed batches, hot loads, refusals, export
 test-serving: serving-setup
-	$(SERVING)/bin/python -m pytest -m 'serving and not slow' tests/vllm_plugin
+	$(SERVING)/bin/python -m pytest -m 'serving and not slow' $(SERVED)
 
 # the same, and 200 environments through 64 slots
 test-serving-slow: serving-setup
-	$(SERVING)/bin/python -m pytest -m serving tests/vllm_plugin
+	$(SERVING)/bin/python -m pytest -m serving $(SERVED)
 
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from taskmem.cluster import ClusterSettings
 from taskmem.errors import UserError
 from taskmem.roles import CallSettings
+from taskmem.serving import ServingSettings
 from taskmem.settings import Count, NonNegative, Positive, Settings, Share
 
 
@@ -237,6 +238,7 @@ class Profile(Settings):
     gate: GateSettings
     cluster: ClusterSettings | None  # null in what travels to a stage: no stage decides where it runs
     calls: CallSettings | None  # null: no role is asked over HTTP
+    serving: ServingSettings | None  # null: the deployment's agent works in its own process
     world: WorldSettings | None = None
 
     @model_validator(mode="after")

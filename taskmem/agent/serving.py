@@ -76,7 +76,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """The application's life: feedback is shipped, the log rid of what others erased, and all is closed at the end."""
+        """The application's life: feedback is shipped to its last event, the log rid of what others erased; then all is closed."""
         pool = ThreadPoolExecutor(self.settings.at_once + SPARE, thread_name_prefix="taskmem-agent")
         asyncio.get_running_loop().set_default_executor(pool)
         shipping = asyncio.create_task(self._tend())
@@ -85,18 +85,23 @@ class Service:
         finally:
             shipping.cancel()
             await asyncio.gather(shipping, return_exceptions=True)
+            # what came since is not to wait for the next start
+            await self._do(self.outbox.ship)
             await asyncio.to_thread(self.close)
 
     async def _tend(self) -> None:
         while True:
             for step in (self.outbox.ship, self._look_at_feedback, self.log_eraser.sweep):
-                try:
-                    await asyncio.to_thread(step)
-                except (StorageDownError, StoreFault, UserError) as error:
-                    self.log.write("untended", step=step.__name__, reason=_shown(error))
-                except Exception as error:  # a mistake of ours must not end the shipping
-                    self.log.fault(error)
+                await self._do(step)
             await asyncio.sleep(self.settings.ship_seconds)
+
+    async def _do(self, step: Callable[[], object]) -> None:
+        try:
+            await asyncio.to_thread(step)
+        except (StorageDownError, StoreFault, UserError) as error:
+            self.log.write("untended", step=step.__name__, reason=_shown(error))
+        except Exception as error:  # a mistake of ours must not end the shipping
+            self.log.fault(error)
 
     def _look_at_feedback(self) -> None:
         count, seconds = self.outbox.waiting()

@@ -33,7 +33,7 @@ from taskmem.registry.policies import (
 from taskmem.registry.rollback import NO_ADAPTER, rollback
 from taskmem.registry.state import WatermarkMovedError, advance, reset, watermark
 from taskmem.registry.verify import Damage, verify, verify_policies
-from taskmem.registry.versions import AdapterReader, fetch, publish, read_manifest, versions
+from taskmem.registry.versions import AdapterReader, adopt, fetch, publish, read_manifest, versions
 
 __all__ = [
     "NO_ADAPTER",
@@ -51,6 +51,7 @@ __all__ = [
     "Standing",
     "VersionName",
     "WatermarkMovedError",
+    "adopt",
     "advance",
     "challenge",
     "challenger",

@@ -89,6 +89,26 @@ def publish(
         return new
 
 
+def adopt(store: Store, folder: Path) -> Manifest:
+    """Put a version that `fetch` wrote to `folder` into another store, under its own name; its manifest.
+
+    A version that is there already stays. UserError for a folder that is no fetched version, or whose bytes are not what its
+    manifest names.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a version of a registry") from None
+    manifest = parse(data, Manifest, str(path))
+    if Files.of(folder) != manifest.files:
+        raise UserError(f"{folder}: not the files that its manifest names; fetch {manifest.name} again")
+    for name, digest in manifest.files.by_name().items():
+        put_content(store, file_key(manifest.environment, digest), (folder / name).read_bytes())
+    put_content(store, version_key(manifest.environment, manifest.version), data)
+    return manifest
+
+
 def versions(store: Store, environment: str) -> list[Manifest]:
     """The manifests of all versions of an environment, oldest first."""
     prefix = key_of(environment, "versions", "")

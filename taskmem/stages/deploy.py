@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from taskmem.agent import Agent, Answer, LocalAgent
+from taskmem.agent import Agent, Answer
 from taskmem.backends import Backends
 from taskmem.config import Profile
 from taskmem.errors import UserError
@@ -16,7 +16,7 @@ from taskmem.progress import Progress, silent
 from taskmem.records import FeedbackEvent, Memory, Question, Response, Segment, write_json, write_records
 from taskmem.registry.manifest import WEIGHTS
 from taskmem.stages.common import EVENTS, MEMORIES, RESPONSES, SUMMARY, footage, questions_about
-from taskmem.stages.policies import load_policy
+from taskmem.stages.deployed import deployed_agent
 
 REQUEST_DIGITS = 32
 # stream time is all a rendered stream has; a log needs dates
@@ -46,10 +46,11 @@ def deployment(
     (out / SUMMARY).unlink(missing_ok=True)
     film = footage(segments, profile)
     first, _ = feedback_and_rest(questions_about(questions, film.segments), profile.evaluation)
-    writer = load_policy(policy, profile, film.frames_of, adapter)
     # what a killed attempt left would be taken for feedback of this one
     shutil.rmtree(out / EVENTS, ignore_errors=True)
-    with LocalAgent(writer, backends.answerer, profile.policy.window, seed, out / EVENTS) as agent:
+    names = sorted({question.environment for question in first})
+    place = (names, backends.answerer, profile, seed, out / EVENTS, adapter)
+    with deployed_agent(policy, film, segments, *place) as agent:
         agent.ready()
         memories = _stream(agent, film.segments, progress)
         write_records(out / MEMORIES, memories)

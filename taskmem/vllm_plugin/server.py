@@ -1,11 +1,9 @@
 """vLLM as the policy's server: what it is started with, and one process watched from its start to its end."""
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +14,13 @@ from taskmem.config import Profile
 from taskmem.endpoint.media import server_flags
 from taskmem.errors import UserError
 from taskmem.files import canonical_json
-from taskmem.policy.export import Export, read_export
+from taskmem.policy.exported import Export, read_export
+from taskmem.processes import answers, end_with_parent
 
 NAME = "policy"
 TEXT_TOKENS = 4096  # instruction, memories and task prompt of a context, at most
 LOOKED_AFTER_SECONDS = 0.5
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
 # on a CPU: vLLM would take nine tenths of the memory, and bind threads to cores that others use too
 UNLESS_SET = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ALWAYS = {
@@ -128,7 +126,7 @@ def run_server(words: Sequence[str], environment: Mapping[str, str], url: str, r
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         # a session of its own: a terminal's Ctrl-C reaches it once, through here
-        process = subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=end_with_parent)
         running.append(process)
         for number in asked:
             process.send_signal(number)
@@ -146,22 +144,9 @@ def run_server(words: Sequence[str], environment: Mapping[str, str], url: str, r
 
 def _watched(process: subprocess.Popen[bytes], url: str, ready: Callable[[], None]) -> int:
     while process.poll() is None:
-        if _answers(f"{url}/health"):
+        if answers(f"{url}/health"):
             ready()
             return process.wait()
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOKED_AFTER_SECONDS)
     return process.wait()
-
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=LOOKED_AFTER_SECONDS * 10) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

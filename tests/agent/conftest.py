@@ -1,6 +1,6 @@
 """What the agent's tests share: the databases, and a service put together from real parts around a policy of a test's own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest

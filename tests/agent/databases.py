@@ -41,7 +41,12 @@ class PostgreSQL:
     def start(self) -> None:
         """Start it and wait until it answers."""
         # no power is cut here: what a killed process has written the kernel keeps
-        settings = {"listen_addresses": "", "unix_socket_directories": self.socket, "fsync": "off", "max_connections": 200}
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": self.socket,
+            "fsync": "off",
+            "max_connections": 200,
+        }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         log = (self.socket / "log").open("ab")
         self._process = subprocess.Popen(

@@ -24,7 +24,6 @@ from taskmem.agent.remembered import (
 from taskmem.agent.storage import Storage, StorageDownError
 from taskmem.agent.tables import CLIPS, VERSIONS
 from taskmem.errors import UserError
-from taskmem.policy.stream import Window
 
 
 def test_what_was_stored_is_there_after_a_restart(database: str) -> None:
@@ -192,7 +191,9 @@ def test_tables_of_another_version_are_refused(database: str) -> None:
         Storage(database)
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "mysql://x/y", "sqlite://", "sqlite:///:memory:", "oracle://scott:tiger@h"])
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "mysql://x/y", "sqlite://", "sqlite:///:memory:", "oracle://scott:tiger@h"]
+)
 def test_what_is_no_database_for_an_agent_is_named_without_its_password(url: str) -> None:
     with pytest.raises(UserError) as stop:
         Storage(url)

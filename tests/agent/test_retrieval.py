@@ -15,7 +15,9 @@ def seen(storage: Storage, characters: int, asked: str = "what?", at: float = 1e
     with storage.reading() as connection:
         stream = stream_of(connection, "door", "a")
         assert stream is not None
-        found: list[Memory] = read_for(connection, stream, question(1, text=asked, asked_at_s=at, **changes), characters)
+        found: list[Memory] = read_for(
+            connection, stream, question(1, text=asked, asked_at_s=at, **changes), characters
+        )
     return [m.index for m in found]
 
 
@@ -93,12 +95,29 @@ def test_the_budget_is_kept_however_many_memories_match(storage: Storage) -> Non
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "\x00", "___", "NEAR(a b)", "a:b", "-- ; DROP TABLE memories", "*", '"', "' OR 1=1", "\u200b", "漢字", "a" * 4000]
+    "asked",
+    [
+        "",
+        "\x00",
+        "___",
+        "NEAR(a b)",
+        "a:b",
+        "-- ; DROP TABLE memories",
+        "*",
+        '"',
+        "' OR 1=1",
+        "\u200b",
+        "漢字",
+        "a" * 4000,
+    ],
 )
 def test_no_question_is_a_query_of_its_own(storage: Storage, asked: str) -> None:
     for index in range(20):
         remember(storage, index, "rain on the window")
-    assert seen(storage, 3 * (20 + FRAME), asked or "?") == [18, 19] or len(seen(storage, 3 * (20 + FRAME), asked or "?")) == 3
+    assert (
+        seen(storage, 3 * (20 + FRAME), asked or "?") == [18, 19]
+        or len(seen(storage, 3 * (20 + FRAME), asked or "?")) == 3
+    )
 
 
 def test_words_are_the_same_wherever_they_stand() -> None:
