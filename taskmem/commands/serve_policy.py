@@ -16,7 +16,7 @@ def policy(
     context: typer.Context,
     policy: Annotated[Path, typer.Argument(help="Folder that `taskmem export` wrote.")],
     host: Annotated[str, typer.Option("--host", help="Whoever reaches it may load adapters.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where it listens.")] = 8000,
     layer: Annotated[
         int | None, typer.Option("--layer", help="Decoder layer, from 0, to steer after; by default the profile's.")
     ] = None,

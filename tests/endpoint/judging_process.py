@@ -10,7 +10,7 @@ from taskmem.endpoint.parallel import in_order
 
 
 def main(url: str, folder: str, count: str, workers: str) -> None:
-    settings = call_settings(url, retries=20)
+    settings = call_settings(url, retries=20, connect_seconds=60.0, reply_seconds=60.0)
     with Endpoint(settings, Path(folder), {}) as endpoint:
         said = in_order(
             lambda n: endpoint.ask("fidelity", words(f"question {n}"), Said).said, range(int(count)), int(workers)

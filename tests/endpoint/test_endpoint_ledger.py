@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,36 @@ def slow_and_busy(seen: Seen) -> Act:
     return Act(chat({"said": f"answer {number}"}, 10 + number, 5), delay=0.15)
 
 
+class AllAtOnce:
+    """As `slow_and_busy`, but nobody is answered before 64 calls are in flight."""
+
+    def __init__(self) -> None:
+        self._meeting = threading.Barrier(64)
+
+    def __call__(self, seen: Seen) -> Act:
+        if seen.number < 64:
+            self._meeting.wait(60)
+        return slow_and_busy(seen)
+
+
+class Remembering:
+    """As `slow_and_busy`, by a server that keeps what it answered under the request's Idempotency-Key and bills it once."""
+
+    def __init__(self) -> None:
+        self.billed: Counter[str] = Counter()
+        self._kept: dict[str, Act] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, seen: Seen) -> Act:
+        key = seen.headers["idempotency-key"]
+        act = slow_and_busy(seen)
+        with self._lock:
+            if key not in self._kept and act.status == 200:
+                self.billed[question(seen)] += 1
+                self._kept[key] = act
+            return self._kept.get(key, act)
+
+
 def start(server: Loopback, folder: Path, count: int = 128, workers: int = 64) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / "judging_process.py"), server.url, str(folder), str(count), str(workers)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}
@@ -40,44 +72,67 @@ def start(server: Loopback, folder: Path, count: int = 128, workers: int = 64) -
 
 
 def test_with_64_calls_in_flight_and_429s_the_ledger_is_the_servers_count(tmp_path: Path) -> None:
-    with Loopback(slow_and_busy) as server:
+    with Loopback(AllAtOnce()) as server:
         process = start(server, tmp_path)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     calls = list(read_ledger(tmp_path))
     assert process.returncode == 0
     assert said.split("\n")[:-1] == [f"answer {n}" for n in range(128)]
-    assert server.most_in_flight > 32
+    assert server.most_in_flight == 64
     assert len(calls) == len(server.seen) == 128 + 2 * 32
     assert Counter(call.status for call in calls) == {200: 128, 429: 64}
     assert sum(call.charged_tokens for call in calls) == server.tokens
 
 
+def killed_and_resumed(server: Loopback, folder: Path, answers: int) -> int:
+    """Kill a process once the server has given so many answers, and run it again to its end; the requests before the kill."""
+    process = start(server, folder)
+    end = time.monotonic() + 30
+    while len(server.answered) < answers and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    # whoever is still being served is done before the count
+    while server.in_flight and time.monotonic() < end:
+        time.sleep(0.01)
+    before = len(server.seen)
+    resumed = start(server, folder)
+    said, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert said.split("\n")[:-1] == [f"answer {n}" for n in range(128)]
+    return before
+
+
+@pytest.mark.parametrize("answers", [10, 100])
+def test_a_server_that_knows_a_request_again_is_paid_once_for_each(tmp_path: Path, answers: int) -> None:
+    behave = Remembering()
+    with Loopback(behave) as server:
+        killed_and_resumed(server, tmp_path, answers)
+    assert behave.billed == Counter({f"question {n}": 1 for n in range(128)})
+
+
 @pytest.mark.parametrize("answers", [10, 100])
 def test_after_a_kill_nothing_that_was_answered_is_paid_twice(tmp_path: Path, answers: int) -> None:
     with Loopback(slow_and_busy) as server:
-        process = start(server, tmp_path)
-        end = time.monotonic() + 30
-        while len(server.answered) < answers and time.monotonic() < end:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kept = {call.request for call in read_ledger(tmp_path) if call.outcome == "answered"}
-        # whoever is still being served is done before the count
-        time.sleep(0.5)
-        before = len(server.seen)
-        resumed = start(server, tmp_path)
-        said, _ = resumed.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    assert resumed.returncode == 0
-    assert said.split("\n")[:-1] == [f"answer {n}" for n in range(128)]
+        before = killed_and_resumed(server, tmp_path, answers)
     calls = list(read_ledger(tmp_path))
     counted = [call for call in calls if call.counted]
     lost = {call.request for call in calls if call.outcome == "lost"}
+    # those that died with the process are entered when the folder is opened again
+    kept = {
+        call.request for call in takewhile(lambda call: call.outcome != "lost", calls) if call.outcome == "answered"
+    }
     assert answers - 64 <= len(kept) < 128
+    assert kept.isdisjoint(seen.headers["idempotency-key"].rpartition("-")[0] for seen in server.seen[before:])
     assert 0 < len(lost) <= 64
     assert 0 < before < len(server.seen)
-    # each line before the kill stands for a request; one that was noted and never left is the only difference there can be
-    assert 0 <= len(counted) - len(server.seen) <= len(lost)
+    # a line for every request that the server counted; one more only for what was noted and killed before it left
+    theirs = Counter(seen.headers["idempotency-key"].rpartition("-")[0] for seen in server.seen)
+    ours = Counter(call.request for call in counted)
+    assert theirs - ours == Counter()
+    assert set(ours - theirs) <= lost
+    assert set((ours - theirs).values()) <= {1}
     assert sum(call.charged_tokens for call in calls) >= server.tokens
     paid = Counter(question(seen) for seen in server.answered)
     assert sum(times > 1 for times in paid.values()) <= len(lost)
