@@ -34,6 +34,7 @@ def apply() -> None:
     vllm.lora.utils._all_lora_classes = (*vllm.lora.utils._all_lora_classes, SteerSiteWithLoRA)
     _install_site_before_the_manager(LRUCacheWorkerLoRAManager)
     _load_steer_adapters(LRUCacheWorkerLoRAManager)
+    _apply_what_changed(LRUCacheWorkerLoRAManager)
     _keep_the_ordinary_experts(FusedMoEConfig)
     _step_back_without_an_offset(GPUModelRunner)
 
@@ -86,16 +87,34 @@ def _load_steer_adapters(manager: Any) -> None:
     def add_adapter(self: Any, request: Any) -> Any:
         if not wants_steer(self.lora_config):
             return add(self, request)
+        self.steer_applied = None
         # an adapter that is in memory is taken by its number alone
         self.steer_adapters.check_number(request.lora_name, request.lora_int_id)
         manager = self._adapter_manager
         if not request.load_inplace and manager.get_adapter(request.lora_int_id) is not None:
-            # every step comes here for every adapter in its batch; vLLM's own way lists all that are in memory each time
+            # vLLM's own way lists all that are in memory each time
             manager.activate_adapter(request.lora_int_id)
             return True
         return add(self, request)
 
     manager._load_adapter, manager.add_adapter = _load_adapter, add_adapter
+
+
+def _apply_what_changed(manager: Any) -> None:
+    apply_adapters = manager._apply_adapters
+
+    @functools.wraps(apply_adapters)
+    def _apply_adapters(self: Any, requests: Any) -> None:
+        if not wants_steer(self.lora_config):
+            apply_adapters(self, requests)
+            return
+        wanted = {(request.lora_int_id, request.lora_name) for request in requests if request}
+        # a step's adapters are mostly those of the step before: they are in their places, and nothing was used since
+        if getattr(self, "steer_applied", None) != (wanted, tuple(self._adapter_manager.lora_index_to_id)):
+            apply_adapters(self, requests)
+            self.steer_applied = wanted, tuple(self._adapter_manager.lora_index_to_id)
+
+    manager._apply_adapters = _apply_adapters
 
 
 def _keep_the_ordinary_experts(config: Any) -> None:

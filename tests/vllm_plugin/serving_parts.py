@@ -68,6 +68,12 @@ class Engine:
         greedy = {"temperature": 0, "max_tokens": longest, "logprobs": 0}
         return [self._reply(output) for (output,) in self._generated([(*ask, greedy) for ask in asks])]
 
+    def read(self, prompt: Any) -> list[int]:
+        """A prompt's token ids, as vLLM reads it."""
+        (output,) = self.llm.generate([prompt], self._vllm.SamplingParams(max_tokens=1), use_tqdm=False)
+        ids: list[int] = output.prompt_token_ids
+        return ids
+
     def sample(self, asks: Sequence[tuple[Any, str | None, dict[str, Any]]]) -> list[list[tuple[int, ...]]]:
         """The `n` completions of each (prompt, adapter, sampling parameters), all in one batch."""
         return [[tuple(output.token_ids) for output in outputs] for outputs in self._generated(asks)]

@@ -55,6 +55,20 @@ def test_each_reply_equals_transformers_and_peft(alone: Replies, reference: Refe
     assert furthest < 1e-5
 
 
+def test_prompts_hold_each_step_s_marks_inside_the_clip_s(steered: "Engine", reference: Reference) -> None:
+    # as transformers 5.10 and later write a clip: <start> time <start> step <end> time <start> step <end> <end>
+    start, end, picture = 3, 4, 6
+    for ask in reference.asks:
+        read = steered.read(ask.prompt)
+        assert tuple(read) == ask.ids
+        depths, depth = set(), 0
+        for token in read:
+            depth += (token == start) - (token == end)
+            if token == picture:
+                depths.add(depth)
+        assert (depths, depth) == ({2}, 0)
+
+
 def test_large_vectors_change_what_is_written(alone: Replies, reference: Reference) -> None:
     for name in list(VECTORS)[3:]:
         assert any(alone[number, name] != alone[number, None] for number in range(len(reference.asks)))
