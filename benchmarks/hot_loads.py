@@ -11,6 +11,7 @@ benchmark fails. A load's time is that of its request; a gap is the time between
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from taskmem.cli import shipped_base
 from taskmem.policy.export import export_policy
 from taskmem.policy.transformers_policy import policy_digest
 
-PORT, LOADS, HEAD_START = 18461, 20, 0.3
+LOADS, HEAD_START = 20, 0.3
 QUIET, LOADING = "quiet", "loading"
 Stream = tuple[list[int], list[float]]
 console = Console(width=140)
@@ -41,7 +42,10 @@ console = Console(width=140)
 @contextmanager
 def served(policy: Path, layer: int, log: Path) -> Iterator[str]:
     """The policy's server; its URL."""
-    words = ["--port", str(PORT), "--layer", str(layer), "--max-norm", "8", "--slots", str(ADAPTERS + LOADS)]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = ["--port", str(port), "--layer", str(layer), "--max-norm", "8", "--slots", str(ADAPTERS + LOADS)]
     vllm = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
     command = [sys.executable, "-m", "pipelines.cli", "serve", "policy", str(policy), *words, "--", *vllm]
     with log.open("w") as errors:
@@ -50,7 +54,7 @@ def served(policy: Path, layer: int, log: Path) -> Iterator[str]:
         assert process.stdout is not None
         if not any("http://" in line for line in iter(process.stdout.readline, "")):
             raise SystemExit(f"taskmem serve policy did not start:\n{log.read_text()[-3000:]}")
-        yield f"http://127.0.0.1:{PORT}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()

@@ -37,20 +37,11 @@ def below(pid: int) -> dict[int, str]:
 def test_it_ends_whole_whoever_is_told_or_killed(
     victim: str, number: int, code: tuple[int, ...], exported: Path, tmp_path: Path
 ) -> None:
-    from serving_parts import QUIET  # noqa: PLC0415 - only where vLLM is
+    from serving_parts import QUIET, free_port  # noqa: PLC0415 - only where vLLM is
 
-    words = [
-        "--port",
-        "18443",
-        "--layer",
-        str(LAYER),
-        "--max-norm",
-        str(BOUND),
-        "--slots",
-        "2",
-        "--",
-        "--enforce-eager",
-    ]
+    port = free_port()
+    ours = ["--port", str(port), "--layer", str(LAYER), "--max-norm", str(BOUND), "--slots", "2"]
+    words = [*ours, "--", "--enforce-eager"]
     command = [sys.executable, "-m", "pipelines.cli", "serve", "policy", str(exported), *words]
     log = tmp_path / "log"
     environment = {**os.environ, **QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -59,7 +50,7 @@ def test_it_ends_whole_whoever_is_told_or_killed(
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     said = next((line for line in lines if "http://" in line), "")
-    assert "http://127.0.0.1:18443/v1: policy" in said, log.read_text()[-3000:]
+    assert f"http://127.0.0.1:{port}/v1: policy" in said, log.read_text()[-3000:]
     running = below(process.pid)
     (server,) = [pid for pid, started in running.items() if "vllm.entrypoints.cli.main" in started]
     engines = [pid for pid in below(server) if "EngineCore" in name_of(pid)]
@@ -75,7 +66,9 @@ def name_of(pid: int) -> str:
 
 
 def test_it_says_why_vllm_did_not_start(exported: Path, tmp_path: Path) -> None:
-    words = ["serve", "policy", str(exported), "--port", "18444", "--", "--max-model-len", "-5"]
+    from serving_parts import free_port  # noqa: PLC0415 - only where vLLM is
+
+    words = ["serve", "policy", str(exported), "--port", str(free_port()), "--", "--max-model-len", "-5"]
     command = [sys.executable, "-m", "pipelines.cli", *words]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -144,7 +144,7 @@ def test_a_server_without_the_shared_draw_is_named(
 
     # vLLM takes the last; this one is its own, and does nothing here
     more = ("--logits-processors", "vllm.v1.sample.logits_processor:MinPLogitsProcessor")
-    with Server(exported, tmp_path / "log", slots=2, kept=2, port=18441, more=more) as plain:
+    with Server(exported, tmp_path / "log", slots=2, kept=2, more=more) as plain:
         settings = call_settings(f"{plain.url}/v1", policy=True, model="policy", media_tokens=400, reply_seconds=120.0)
         with Endpoint(settings, tmp_path / "calls", {}) as endpoint:
             policy = over_http(endpoint, profile, segments, base)

@@ -74,7 +74,7 @@ def test_two_hundred_environments_through_64_slots(
 ) -> None:
     from serving_parts import Server  # noqa: PLC0415
 
-    with Server(exported, tmp_path / "log", slots=64, kept=128, port=18439) as large:
+    with Server(exported, tmp_path / "log", slots=64, kept=128) as large:
         every_reply_is_its_own(large, messages, many("full", 200), clients=32)
 
 
