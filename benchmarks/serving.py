@@ -2,9 +2,10 @@
 
     make bench-serving          about three minutes on one core
 
-vLLM in float32 on a CPU, steer adapters on, prefix caching off. Two sides by turns, seven times: 16 requests with 16 different
-adapters in one batch, and the same 16 requests with none. Each reads a context of real segments and writes 96 tokens, on a random
-model of 24 layers (34 M parameters) and on the shipped miniature (0.9 M), where a step is so short that choosing adapters shows.
+vLLM in float32 on a CPU, as `taskmem serve policy` sets it up, prefix caching off. Four sides by turns, seven times: 16 requests
+with 16 different adapters in one batch, and the same 16 requests with none, written greedily; and with none sampled by vLLM from
+seeds, and by the shared draw. Each reads a context of real segments and writes 96 tokens, on a random model of 24 layers (34 M
+parameters) and on the shipped miniature (0.9 M), where a step is so short that choosing adapters shows.
 Throughput is tokens written a second, by the clock and by CPU time, which others on the machine disturb less (see `load`); a
 ratio is the median of the rounds'. Bytes are those of an adapter's folder, and of one with a vector of the 30B model's size.
 """
@@ -29,6 +30,7 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from benchmarks.results import write_result
 from taskmem.cli import shipped_base
 from taskmem.config import Profile, WorldSettings, load_profile
+from taskmem.policy.draw import ROWS_ARGUMENT, SEED_ARGUMENT
 from taskmem.policy.export import export_policy
 from taskmem.policy.renderer import render
 from taskmem.policy.stream import by_stream, window_context
@@ -42,7 +44,7 @@ from taskmem.vllm_plugin.greedy import as_video
 from taskmem.world.splits import render_split
 
 ADAPTERS, LENGTH, ROUNDS = 16, 96, 7
-MIXED = f"mixed_{ADAPTERS}"
+MIXED, NONE, SAMPLED, DRAWN = f"mixed_{ADAPTERS}", "none", "sampled", "drawn"
 DEEP, MINIATURE = "24_layers", "miniature"
 LAYERS = {DEEP: 11, MINIATURE: 1}  # after which each is steered
 HIDDEN_30B = 2048
@@ -109,7 +111,7 @@ def prompts_of(base: Path, profile: Profile, folder: Path) -> list[dict[str, Any
 
 
 def alternate(policy: Path, layer: int, prompts: Sequence[Any], adapters: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Seven rounds of both sides on one engine; tokens a second of each."""
+    """Seven rounds of all sides on one engine; tokens a second of each."""
     import vllm  # noqa: PLC0415 - a process of its own has it set up
     from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
@@ -127,17 +129,26 @@ def alternate(policy: Path, layer: int, prompts: Sequence[Any], adapters: Sequen
         max_lora_rank=1,
         max_loras=ADAPTERS,
         additional_config={"steer_layer": layer, "steer_max_norm": 8.0},
+        logits_processors=["taskmem.vllm_plugin.draw:SharedDraw"],
     )
     requests = [LoRARequest(f"env{i}@v1", i + 1, str(path)) for i, path in enumerate(adapters)]
     for request in requests:
         engine.llm_engine.add_lora(request)
-    chosen: Mapping[str, Any] = {"none": None, MIXED: requests}
-    sampling = vllm.SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
+    whole = {"max_tokens": LENGTH, "ignore_eos": True}
+    warm = {**whole, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    draws = [{SEED_ARGUMENT: seed, ROWS_ARGUMENT: 1} for seed in range(len(prompts))]
+    chosen: Mapping[str, Any] = {
+        NONE: (None, vllm.SamplingParams(temperature=0, **whole)),
+        MIXED: (requests, vllm.SamplingParams(temperature=0, **whole)),
+        SAMPLED: (None, [vllm.SamplingParams(**warm, seed=seed) for seed in range(len(prompts))]),
+        DRAWN: (None, [vllm.SamplingParams(**warm, seed=0, extra_args=draw) for draw in draws]),
+    }
     sides: dict[str, dict[str, Any]] = {name: {"clock": [], "cpu": []} for name in chosen}
     for number in range(ROUNDS + 1):
         for name in chosen if number % 2 else reversed(list(chosen)):
             clock, cpu = time.perf_counter(), time.process_time()
-            engine.generate(prompts, sampling, lora_request=chosen[name], use_tqdm=False)
+            adapter, sampling = chosen[name]
+            engine.generate(prompts, sampling, lora_request=adapter, use_tqdm=False)
             if number:  # the first round warms up
                 sides[name]["clock"].append(len(prompts) * LENGTH / (time.perf_counter() - clock))
                 sides[name]["cpu"].append(len(prompts) * LENGTH / (time.process_time() - cpu))
@@ -161,7 +172,6 @@ def measure(model: str, answer: Path) -> None:
 def summed_up(model: str, measured: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
     """The sides and ratios of a model for the result file; those of 24 layers have no suffix."""
     suffix = "" if model == DEEP else f"_{model}"
-    mixed, none = measured["sides"][MIXED], measured["sides"]["none"]
     sides = {
         f"{name}{suffix}": {f"tokens_per_{kind}_second": median(values) for kind, values in side.items()}
         | {f"all_{kind}": values for kind, values in side.items()}
@@ -169,9 +179,10 @@ def summed_up(model: str, measured: dict[str, Any]) -> tuple[dict[str, Any], dic
     }
     sides[f"{MIXED}{suffix}"] |= {f"bytes_per_adapter_{name}": value for name, value in measured["bytes"].items()}
     ratios = {
-        f"{MIXED}_over_none{suffix}{'' if kind == 'clock' else '_cpu'}": median(
-            a / b for a, b in zip(mixed[kind], none[kind], strict=True)
+        f"{one}_over_{other}{suffix}{'' if kind == 'clock' else '_cpu'}": median(
+            a / b for a, b in zip(measured["sides"][one][kind], measured["sides"][other][kind], strict=True)
         )
+        for one, other in ((MIXED, NONE), (DRAWN, SAMPLED))
         for kind in ("clock", "cpu")
     }
     return sides, ratios

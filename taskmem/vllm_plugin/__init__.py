@@ -1,12 +1,9 @@
-"""Steer adapters inside vLLM: one base model, the adapter chosen per request, through vLLM's own LoRA machinery.
+"""Steer adapters and the shared draw inside vLLM: one base model, the adapter chosen per request by vLLM's own LoRA machinery.
 
-Serve a policy that `taskmem export` wrote:
-
-    vllm serve DIR --enable-lora --lora-target-modules steer --max-lora-rank 1 --max-loras 64 --max-cpu-loras 1024 \\
-        --additional-config '{"steer_layer": 22, "steer_max_norm": 3.0}'
-
-An adapter folder as `taskmem.steer` saves it is then loaded as a LoRA adapter, by a name that never changes its meaning:
-environment@version. Nothing here imports vLLM or torch before vLLM calls `register`.
+`taskmem serve policy DIR` starts vLLM with a policy that `taskmem export` wrote and with everything that belongs to it
+(`server.vllm_words`): the steer layer and its bound in --additional-config, LoRA with one target, the logits processor `draw`,
+and video as the profile's clips are. An adapter folder as `taskmem.steer` saves it is then loaded as a LoRA adapter, by a name
+that never changes its meaning: environment@version. Nothing here imports vLLM or torch before vLLM calls `register`.
 """
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from plugin_parts import BOUND, LAYER, SIZE, AdapterPress, drawn
+from reference_parts import Reference
 
 from taskmem.cli import shipped_base
 from taskmem.config import Profile, WorldSettings, load_profile
@@ -72,6 +73,11 @@ def segments(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path
     render_split(world, "deployment", sizes, seed=0)
     segmentation(world / "videos", profile, world / "segments")
     return world / "segments"
+
+
+@pytest.fixture(scope="session")
+def reference(loaded: tuple[Any, Any], press: AdapterPress, segments: Path, profile: Profile) -> Reference:
+    return Reference(loaded, press, segments, profile)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 from plugin_parts import SIZE, AdapterPress, drawn
 from reference_parts import Ask, Reference
 
-from taskmem.config import Profile, Sampling
+from taskmem.config import Sampling
 from taskmem.policy.completion import seed_of
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ VECTORS: dict[str | None, torch.Tensor] = {None: torch.zeros(SIZE), "draw0@v1": 
 PICTURES = (5, 6)
 END, LONGEST, N, SEED = 2, 40, 4, 7
 Sampled = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def reference(loaded: tuple[Any, Any], press: AdapterPress, segments: Path, profile: Profile) -> Reference:
-    return Reference(loaded, press, segments, profile)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ import torch
 from plugin_parts import REFUSED, SIZE, AdapterPress, drawn, with_vector
 from reference_parts import Reference
 
-from taskmem.config import Profile
-
 if TYPE_CHECKING:
     from serving_parts import Engine
 
@@ -20,11 +18,6 @@ VECTORS: dict[str | None, torch.Tensor] = {None: torch.zeros(SIZE)} | {
     f"env{i}@v3": drawn(i, norm) for i, norm in enumerate((1, 3, 5, 7))
 }
 Replies = dict[tuple[int, str | None], Any]
-
-
-@pytest.fixture(scope="module")
-def reference(loaded: tuple[Any, Any], press: AdapterPress, segments: Path, profile: Profile) -> Reference:
-    return Reference(loaded, press, segments, profile)
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,6 @@ COOLER = Sampling(temperature=0.7, top_p=0.9, top_k=30)
 
 
 @pytest.fixture(scope="module")
-def reference(loaded: tuple[Any, Any], press: AdapterPress, segments: Path, profile: Profile) -> Reference:
-    return Reference(loaded, press, segments, profile)
-
-
-@pytest.fixture(scope="module")
 def adapted(server: "Server", press: AdapterPress, tmp_path_factory: pytest.TempPathFactory) -> "Server":
     folder = tmp_path_factory.mktemp("http") / "adapter"
     assert server.load("http@v1", press.save(folder, ADAPTERS["http@v1"]))[0] == 200

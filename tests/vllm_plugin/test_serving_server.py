@@ -13,8 +13,6 @@ import torch
 from plugin_parts import REFUSED, SIZE, AdapterPress, drawn
 from reference_parts import Ask, Reference
 
-from taskmem.config import Profile
-
 if TYPE_CHECKING:
     from serving_parts import Server
 
@@ -23,11 +21,6 @@ pytestmark = pytest.mark.serving
 Many = Callable[[str, int], dict[str, Path]]
 Messages = list[Any]
 STREAMS, LENGTH, HOT = 16, 120, 20
-
-
-@pytest.fixture(scope="module")
-def reference(loaded: tuple[Any, Any], press: AdapterPress, segments: Path, profile: Profile) -> Reference:
-    return Reference(loaded, press, segments, profile)
 
 
 def by_http(ask: Ask) -> Messages:
