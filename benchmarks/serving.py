@@ -30,7 +30,7 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from benchmarks.results import write_result
 from taskmem.cli import shipped_base
 from taskmem.config import Profile, WorldSettings, load_profile
-from taskmem.policy.draw import ROWS_ARGUMENT, SEED_ARGUMENT
+from taskmem.policy.completion import ROWS_ARGUMENT, SEED_ARGUMENT
 from taskmem.policy.export import export_policy
 from taskmem.policy.renderer import render
 from taskmem.policy.stream import by_stream, window_context

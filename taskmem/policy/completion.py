@@ -7,6 +7,10 @@ from taskmem.files import sha256_bytes
 from taskmem.policy.grammar import CLOSE, parse
 from taskmem.policy.protocols import Completion
 
+# what a request to vLLM holds in `vllm_xargs` (vllm_plugin/draw.py): the context's seed, and how many rows its noise has
+SEED_ARGUMENT, ROWS_ARGUMENT = "taskmem_seed", "taskmem_rows"
+MOST_ROWS = 64  # completions of one context by way of a server, whose noise takes 4 bytes x rows x vocabulary
+
 
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from anything that prints the same each time."""

@@ -13,10 +13,6 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from taskmem.config import Sampling
 
-# what a request to vLLM holds in `vllm_xargs` (vllm_plugin/draw.py): the context's seed, and how many rows its noise has
-SEED_ARGUMENT, ROWS_ARGUMENT = "taskmem_seed", "taskmem_rows"
-MOST_ROWS = 64  # completions of one context by way of a server, whose noise takes 4 bytes x rows x vocabulary
-
 
 class Noise:
     """The noise of one context, float32 [rows, size] for each step: row i is for its i-th completion, `size` the vocabulary's.

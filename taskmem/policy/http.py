@@ -15,8 +15,7 @@ from taskmem.endpoint.media import Clips, frame_count, video_parts
 from taskmem.endpoint.parallel import in_order
 from taskmem.endpoint.reply import Reply
 from taskmem.errors import UserError
-from taskmem.policy.completion import completion_of, seed_of
-from taskmem.policy.draw import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT
+from taskmem.policy.completion import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT, completion_of, seed_of
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
 from taskmem.records import Context, one_line, read_json

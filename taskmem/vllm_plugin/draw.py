@@ -15,7 +15,8 @@ import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from taskmem.config import Sampling
-from taskmem.policy.draw import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT, Drawing, Noise
+from taskmem.policy.completion import MOST_ROWS, ROWS_ARGUMENT, SEED_ARGUMENT
+from taskmem.policy.draw import Drawing, Noise
 
 OURS = "taskmem_"
 KEPT = 4096  # places in the noise of contexts that are being written; 5 KB each on a CPU
