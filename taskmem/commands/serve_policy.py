@@ -49,7 +49,8 @@ def policy(
     steered = settings.phase_two.layer if layer is None else layer
     serving = Serving(policy, host, port, steered, max_norm, slots, max(slots, kept), tuple(context.args))
     export = check_serving(serving)
-    words = [str(serving_python(python)), "-m", "vllm.entrypoints.cli.main", "serve", *vllm_words(serving, settings)]
+    vllm = vllm_words(serving, settings, export.policy)
+    words = [str(serving_python(python)), "-m", "vllm.entrypoints.cli.main", "serve", *vllm]
     if export.checked is None:
         typer.echo(f"{policy}: not checked when it was exported (--no-check)", err=True)
 

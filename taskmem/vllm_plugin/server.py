@@ -74,13 +74,12 @@ def check_serving(serving: Serving) -> Export:
     return export
 
 
-def vllm_words(serving: Serving, profile: Profile) -> list[str]:
-    """The words after `vllm serve`: adapters, the shared draw, and video as the profile's clips are."""
+def vllm_words(serving: Serving, profile: Profile, digest: str) -> list[str]:
+    """The words after `vllm serve`: adapters, the shared draw, and video as the profile's clips are; `digest` is the policy's."""
     server = profile.calls.policy if profile.calls else None
     media: Literal["mp4", "frames"] = "frames" if server is not None and server.media == "frames" else "mp4"
     window = profile.policy.window
     flags: dict[str, Any] = {
-        "--served-model-name": NAME,
         "--host": serving.host,
         "--port": serving.port,
         "--lora-target-modules": "steer",
@@ -94,7 +93,8 @@ def vllm_words(serving: Serving, profile: Profile) -> list[str]:
     if server is not None:
         longest = window * server.media_tokens + TEXT_TOKENS + profile.policy.max_completion_tokens
         flags["--max-model-len"] = longest
-    words = [str(serving.policy), "--enable-lora"]
+    # the second name says which policy it is, to whoever asks by network alone
+    words = [str(serving.policy), "--enable-lora", "--served-model-name", NAME, f"sha256:{digest}"]
     for flag, value in flags.items():
         words += [flag, canonical_json(value) if isinstance(value, dict) else str(value)]
     return [*words, *server_flags(media, profile.video.fps), *serving.more]

@@ -176,10 +176,11 @@ def serving(policy: Path, **changes: Any) -> Serving:
 
 
 def test_vllm_is_started_for_adapters_the_shared_draw_and_the_clips_as_they_are(profile: Profile) -> None:
-    words = vllm_words(serving(Path("p"), layer=2, more=("--dtype", "bfloat16")), profile)
+    words = vllm_words(serving(Path("p"), layer=2, more=("--dtype", "bfloat16")), profile, "f" * 64)
     assert words[0] == "p" and words[-2:] == ["--dtype", "bfloat16"]
     assert "--enable-lora" in words
-    assert value_after(words, "--served-model-name") == "policy"
+    named = words.index("--served-model-name")
+    assert words[named + 1 : named + 3] == ["policy", f"sha256:{'f' * 64}"]
     assert (value_after(words, "--max-loras"), value_after(words, "--max-cpu-loras")) == ("64", "1024")
     assert (value_after(words, "--lora-target-modules"), value_after(words, "--max-lora-rank")) == ("steer", "1")
     assert value_after(words, "--logits-processors") == "taskmem.vllm_plugin.draw:SharedDraw"
@@ -191,7 +192,7 @@ def test_vllm_is_started_for_adapters_the_shared_draw_and_the_clips_as_they_are(
 
 
 def test_a_profile_that_bounds_its_clips_bounds_the_context() -> None:
-    words = vllm_words(serving(Path("p")), load_profile("qwen3-vl-30b"))
+    words = vllm_words(serving(Path("p")), load_profile("qwen3-vl-30b"), "f" * 64)
     assert value_after(words, "--max-model-len") == str(5 * 4096 + 4096 + 6700)
     assert json.loads(value_after(words, "--media-io-kwargs"))["video"] == {
         "num_frames": -1,
