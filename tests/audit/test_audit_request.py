@@ -12,6 +12,7 @@ from audit_parts import IMAGE, NOW, Place, broken, objects_kept
 from taskmem.audit.links import Chain
 from taskmem.audit.request import audit_request, find_response
 from taskmem.errors import UserError
+from taskmem.gateway.responses import ResponseLog
 from taskmem.records import Response, write_records
 from taskmem.registry import set_policy
 from taskmem.registry.versions import read_manifest
@@ -125,3 +126,14 @@ def test_a_line_that_was_torn_is_a_mistake_with_its_place_and_others_do_no_harm(
         find_response("request-1", [tmp_path])
     (tmp_path / "responses.jsonl").write_text(f"not JSON\n{line}\n")
     assert find_response("request-1", [tmp_path]).where.endswith(":2")
+
+
+def test_the_log_that_services_write_is_searched_also_where_no_stream_was_named(place: Place, tmp_path: Path) -> None:
+    unnamed = response(place, stream=None, question=None, memories=())
+    with ResponseLog(tmp_path / "logs", "gateway-1") as log:
+        log.append(response(place, 2))
+        log.append(unnamed)
+        chain = audit_request(place.store, place.lineage, "request-1", [tmp_path / "logs"], tmp_path / "work")
+    assert broken(chain) == []
+    assert chain.links[0].where.endswith("responses-gateway-1.jsonl:2")
+    assert chain.links[0].facts["stream"] is None

@@ -1,70 +1,26 @@
 """`taskmem serve gateway` as a process: it says when it is up, survives a kill, and ends on a signal."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from gateway_parts import HELLO, Site, text, written_by
+from gateway_parts import Site, text, written_by
+from process_parts import TASKMEM, Process
 from service_parts import eventually
 
 from taskmem.records import Response, read_records
 
-TASKMEM = [sys.executable, "-c", "from pipelines.cli import main; main()"]
-
-
-class Process:
-    """A gateway of its own, on a port of its own choice."""
-
-    def __init__(self, site: Site, log: Path, port: int = 0, **options: Any) -> None:
-        words = {
-            "--store": site.root / "store",
-            "--policy-server": site.server.url,
-            "--adapters": site.root / "shared",
-            "--responses": site.root / "own",
-            "--image": "sha256:image",
-            "--port": port,
-            "--operations-port": 0,
-            **options,
-        }
-        flat = [str(word) for pair in words.items() for word in pair]
-        self._log = log
-        with log.open("w") as out:
-            self.run = subprocess.Popen([*TASKMEM, "serve", "gateway", *flat], stderr=out, stdout=out)
-        eventually(lambda: self.run.poll() is not None or bool(self.lines("start")), seconds=60)
-        self.port = self.lines("start")[0]["port"]
-        self.operations = self.lines("operations")[0]["port"]
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=20)
-        eventually(self._up, seconds=30)
-
-    def lines(self, event: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in self._log.read_text().splitlines()]
-        return [line for line in found if line["event"] == event]
-
-    def _up(self) -> bool:
-        try:
-            return self.client.get("/readyz").status_code == 200
-        except httpx2.TransportError:
-            return False
-
-    def chat(self, token: str, **body: Any) -> httpx2.Response:
-        headers = {"Authorization": f"Bearer {token}"}
-        return self.client.post(
-            "/v1/chat/completions", json={"model": "door", "messages": HELLO, **body}, headers=headers
-        )
-
 
 @contextmanager
-def process(site: Site, log: Path, **options: Any) -> Iterator[Process]:
-    running = Process(site, log, **options)
+def process(site: Site, log: Path, port: int = 0) -> Iterator[Process]:
+    places = {"--store": site.root / "store", "--adapters": site.root / "shared", "--responses": site.root / "own"}
+    running = Process(log, port, **{**places, "--policy-server": site.server.url})
     try:
         yield running
     finally:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from taskmem.audit.request import find_response
 from taskmem.errors import UserError
 from taskmem.gateway.responses import ResponseLog
 from taskmem.records import Response, read_records
@@ -62,13 +61,13 @@ def largest_file(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, before)
 
 
-def test_the_audit_finds_what_was_written_also_without_a_stream(tmp_path: Path) -> None:
+def test_what_was_written_is_read_back_line_by_line(tmp_path: Path) -> None:
     with ResponseLog(tmp_path / "responses", "gateway-1") as log:
-        log.append(response(1))
-        log.append(response(2, stream="s0", question="q1", memories=("s0:3",)))
+        both = [response(1), response(2, stream="s0", question="q1", memories=("s0:3",))]
+        for one in both:
+            log.append(one)
         assert log.path == tmp_path / "responses" / "responses-gateway-1.jsonl"
-    assert find_response("req-1", [tmp_path / "responses"]).response == response(1)
-    assert find_response("req-2", [tmp_path / "responses"]).where.endswith("responses-gateway-1.jsonl:2")
+    assert read_records(log.path, Response) == both
 
 
 def test_many_threads_write_whole_lines(tmp_path: Path) -> None:
