@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving_parts import Server
 
 LONGEST = 40
-NORM = 6.0
+NORM = 7.5
 
 
 def free_port() -> int:
