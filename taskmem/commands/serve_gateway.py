@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from taskmem.cli import MINIATURE, ProfileName
+
 
 def gateway(
     store: Annotated[str, typer.Option("--store", help="Folder or URL of the object store with adapters and tokens.")],
@@ -29,6 +31,7 @@ def gateway(
     operations_port: Annotated[
         int, typer.Option("--operations-port", help="Port of /metrics with environments' names; not for callers.")
     ] = 8101,
+    profile: ProfileName = MINIATURE,
     settings: Annotated[
         Path | None, typer.Option("--settings", help="YAML file of limits and time-outs.", dir_okay=False)
     ] = None,
@@ -50,4 +53,5 @@ def gateway(
         port=port,
         operations_port=operations_port,
         settings=settings,
+        profile=profile,
     )

@@ -19,7 +19,8 @@ MARKS = 200_000  # of the characters that open or part JSON values: what parsing
 MOST_MEMORIES = 1_000
 MEMORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}:[0-9]{1,9}")
 
-Data = Annotated[str, StringConstraints(pattern=r"^data:(image|video)/[a-z0-9.+-]{1,40};base64,")]
+# a policy is shown nothing but videos
+Data = Annotated[str, StringConstraints(pattern=r"^data:video/(mp4|jpeg);base64,")]
 
 
 class _Strict(BaseModel):
@@ -35,11 +36,6 @@ class _Text(_Strict):
     text: str
 
 
-class _Image(_Strict):
-    type: Literal["image_url"]
-    image_url: _Source
-
-
 class _Video(_Strict):
     type: Literal["video_url"]
     video_url: _Source
@@ -47,10 +43,13 @@ class _Video(_Strict):
 
 class _Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        str | Annotated[list[Annotated[_Text | _Image | _Video, Field(discriminator="type")]], Field(max_length=1000)]
-    )
+    content: str | Annotated[list[Annotated[_Text | _Video, Field(discriminator="type")]], Field(max_length=1000)]
     name: str | None = None
+
+    @property
+    def clips(self) -> list[_Video]:
+        """What the message shows."""
+        return [part for part in self.content if isinstance(part, _Video)]
 
 
 class _Fields(_Strict):
@@ -93,7 +92,7 @@ class _Fields(_Strict):
 class Ask:
     """A checked request: the model's name as the caller says it, the body, and what it is about.
 
-    `stream`, `question` and `memories` are for the response log alone.
+    `stream`, `question` and `memories` are for the response log alone; `clips` are the data URLs of what it shows.
     """
 
     model: str
@@ -102,6 +101,7 @@ class Ask:
     stream: str | None
     question: str | None
     memories: tuple[str, ...]
+    clips: tuple[str, ...] = ()
 
     def to(self, model: str, salt: str) -> dict[str, Any]:
         """The body as the server gets it: what was said, for another name of the model.
@@ -136,6 +136,7 @@ def parse_ask(body: bytes, headers: Mapping[str, str], completions: int) -> Ask:
         stream=_name(headers, "x-taskmem-stream"),
         question=_name(headers, "x-taskmem-question"),
         memories=_memories(headers),
+        clips=tuple(part.video_url.url for message in fields.messages for part in message.clips),
     )
 
 

@@ -65,6 +65,7 @@ class Exchange(Response):
         trace.adapter = adapter.name if adapter else "none"
         trace.adapter_digest = adapter.files.adapter_model if adapter else None
         answering = _Answering(gateway, self._environment, ask, chosen, trace, writing)
+        await gateway.clips.check(ask.clips)
         async with self._holding(chosen) as holding:
             before = holding() if holding else None
             if await answering.tried(served, trace.id):

@@ -8,9 +8,11 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.gateway.adapters import Adapters
 from taskmem.gateway.ask import Ask
+from taskmem.gateway.clips import Clips
 from taskmem.gateway.fresh import Fresh
 from taskmem.gateway.metrics import Metrics
 from taskmem.gateway.models import Chosen, Models
@@ -30,8 +32,8 @@ THREADS = 64  # for the store and the response log, which block
 class Gateway:
     """Everything between a caller and the policy's server at `url`; works between `start` and `stop`, in one event loop.
 
-    `folder` is where adapters lie for the server to read; `image` names what runs, for the response log; `now` is the time in it,
-    `clock` counts seconds.
+    `folder` is where adapters lie for the server to read; `image` names what runs, for the response log; `profile` says what a
+    clip is; `now` is the time, `clock` counts seconds.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Gateway:
         settings: GatewaySettings,
         log: ServiceLog,
         image: str,
+        profile: Profile,
         now: Callable[[], datetime],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,6 +56,7 @@ class Gateway:
         self.server = PolicyServer(url, settings)
         self.models = Models(store, settings.champion_seconds, clock)
         self.adapters = Adapters(self.server, store, folder.absolute(), settings, self.metrics, log, clock)
+        self.clips = Clips(profile.video, profile.policy.window, settings.decoders, settings.clip_seconds)
         self.places = Places(settings.in_flight, settings.waiting, settings.wait_seconds, settings.retry_seconds)
         self.metrics.in_flight.set_function(lambda: self.places.in_flight)
         self.metrics.waiting.set_function(lambda: self.places.waiting)
@@ -74,6 +78,7 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await self._watching
         await self.server.close()
+        await self.clips.stop()
         self.responses.close()
 
     async def served(self) -> Served:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.gateway.app import gateway_app
 from taskmem.gateway.gateway import Gateway
@@ -29,6 +30,7 @@ def serve_gateway(
     port: int,
     operations_port: int,
     settings: Path | None,
+    profile: str,
 ) -> None:
     """Serve until a signal ends it. UserError for whatever keeps it from starting; a policy's server may come up later."""
     chosen = read_settings(settings)
@@ -45,6 +47,7 @@ def serve_gateway(
             chosen,
             log,
             image,
+            load_profile(profile),
             _now,
         )
         log.write("operations", host=host, port=operations(gateway.metrics, host, operations_port))

@@ -33,6 +33,8 @@ class GatewaySettings(Settings):
     token_seconds: NonNegative = 5.0
     refused_seconds: NonNegative = 30.0
     watch_seconds: Positive = 2.0
+    decoders: Count = 2  # processes that look into clips
+    clip_seconds: Positive = 20.0  # for one clip
     completions: Annotated[int, Field(ge=1, le=1024)] = 32  # the largest n of a request
     reply_bytes: Count = 64 << 20
     limits: Limits = Limits()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-for room in ("service", "registry", "vllm_plugin"):
+for room in ("service", "registry", "video", "vllm_plugin"):
     sys.path.insert(0, str(Path(__file__).parents[1] / room))
 
 from gateway_parts import Site  # noqa: E402 - found there

@@ -11,6 +11,7 @@ from registry_parts import POLICY, promote, publish_light, write_adapter
 from service_parts import LogLines, Running
 from upstream import WORDS, Upstream
 
+from taskmem.config import load_profile
 from taskmem.gateway.app import gateway_app
 from taskmem.gateway.gateway import Gateway
 from taskmem.gateway.responses import ResponseLog
@@ -52,6 +53,7 @@ class Site:
                 self.settings,
                 self.log.log("gateway"),
                 "sha256:image",
+                load_profile("miniature"),
                 lambda: NOW,
             )
             self.running = stack.enter_context(Running(gateway_app(self.gateway), self.settings.limits))

@@ -97,7 +97,15 @@ class RealSite:
             self.responses = ResponseLog(self.root / "responses", "test")
             folder, log = self.root / "adapters", self.log.log("gateway")
             self.gateway = Gateway(
-                self.store, self.url, folder, self.responses, self.settings, log, "local", lambda: NOW
+                self.store,
+                self.url,
+                folder,
+                self.responses,
+                self.settings,
+                log,
+                "local",
+                load_profile("miniature"),
+                lambda: NOW,
             )
             self.running = stack.enter_context(Running(gateway_app(self.gateway)))
             self._stack = stack.pop_all()

@@ -40,6 +40,7 @@ def test_what_the_policy_s_own_client_sends_is_taken() -> None:
     ask = parse_ask(body(**sent), {}, 32)
     assert ask.to("door@v2", "door") == {**json.loads(body(**sent)), "model": "door@v2", "cache_salt": "door"}
     assert (ask.model, ask.streamed, ask.stream, ask.memories) == ("door", False, None, ())
+    assert ask.clips == ("data:video/mp4;base64,AAAA", "data:video/jpeg;base64,AAAA,BBBB")
 
 
 @pytest.mark.parametrize(
