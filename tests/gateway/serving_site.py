@@ -3,6 +3,8 @@
 # ruff: noqa: PLC0415 - torch and vLLM are wanted by the tests marked `serving` alone
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -93,7 +95,8 @@ class RealSite:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.server = stack.enter_context(self.start())
+            self.server = self._start().__enter__()
+            stack.callback(lambda: self.server.__exit__(None, None, None))
             self.responses = ResponseLog(self.root / "responses", "test")
             folder, log = self.root / "adapters", self.log.log("gateway")
             self.gateway = Gateway(
@@ -114,11 +117,21 @@ class RealSite:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start(self) -> "Server":
-        """vLLM, on the same port each time."""
+    def _start(self) -> "Server":
         from serving_parts import Server
 
         return Server(self.policy.exported, self.root / "vllm.log", slots=8, kept=64, port=self.port)
+
+    def kill(self) -> None:
+        """kill -9 of vLLM itself, and wait until all of it is gone."""
+        watcher = self.server._process
+        (vllm,) = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children").read_text().split()
+        os.kill(int(vllm), signal.SIGKILL)
+        assert watcher.wait(60) != 0
+
+    def start_again(self) -> None:
+        """vLLM on the same port, without anything it knew."""
+        self.server = self._start().__enter__()
 
     def publish(self, environment: str, seed: int, norm: float = NORM, promoted: bool = True) -> str:
         """A new version of an environment, its champion if wanted; its name."""
