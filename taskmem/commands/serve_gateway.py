@@ -14,7 +14,9 @@ def gateway(
     store: Annotated[str, typer.Option("--store", help="Folder or URL of the object store with adapters and tokens.")],
     adapters: Annotated[
         Path,
-        typer.Option("--adapters", help="Folder for adapters that the policy's server reads too.", file_okay=False),
+        typer.Option(
+            "--adapters", help="Folder for adapters; the policy's server reads it by the same path.", file_okay=False
+        ),
     ],
     responses: Annotated[Path, typer.Option("--responses", help="Folder for the response log.", file_okay=False)],
     policy_server: Annotated[

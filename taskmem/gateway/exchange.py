@@ -127,6 +127,8 @@ class _Answering:
                 await self._writing.end(b"data: [DONE]\n\n")
                 return
             said = _object(data)
+            if "error" in said and not self._writing.begun:
+                raise translated(_code(said), data)
             if "error" not in said:
                 self._check(said, echo)
                 data = json.dumps({**said, "model": self._chosen.name}).encode()
@@ -220,6 +222,13 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise Refused(502, "the policy's server sends no JSON object", code="policy_server")
     return said
+
+
+def _code(said: dict[str, Any]) -> int:
+    """The status in an error that came as an event."""
+    error = said["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 500
 
 
 def translated(status: int, answer: bytes) -> Refused:

@@ -50,6 +50,7 @@ def serve_gateway(
             load_profile(profile),
             _now,
         )
+        gateway.adapters.prepare()
         log.write("operations", host=host, port=operations(gateway.metrics, host, operations_port))
         serve(gateway_app(gateway), host, port, chosen.limits, log)
 

@@ -81,6 +81,8 @@ def test_environments_are_named_on_the_operations_port_alone(site: Site, tmp_pat
     ("options", "reason"),
     [
         ({"--policy-server": "127.0.0.1:8000"}, "not an http(s) URL"),
+        ({"--adapters": "settings.yaml/x"}, "settings.yaml/x: cannot hold adapters"),
+        ({"--profile": "nothing"}, "nothing"),
         ({"--store": "nowhere"}, "holds no store"),
         ({"--instance": "../x"}, "not a safe name"),
         ({"--settings": "settings.yaml"}, "settings.yaml: in_flight: Input should be greater than or equal to 1"),

@@ -137,6 +137,14 @@ def test_what_the_server_refuses_is_told_as_whose_mistake_it_is(said: int, told:
     assert site.responses == []
 
 
+@pytest.mark.parametrize(("code", "told"), [(400, 400), (500, 502), (503, 503)])
+def test_a_stream_that_begins_with_an_error_is_a_status(code: int, told: int, site: Site) -> None:
+    site.upstream.fails = code
+    reply = site.chat("door", stream=True)
+    assert (reply.status_code, "the server's own words" in reply.text) == (told, told == 400)
+    assert site.responses == []
+
+
 def test_a_server_that_is_gone_is_503_until_it_is_back(site: Site) -> None:
     assert site.chat("door").status_code == 200
     port = site.server.port

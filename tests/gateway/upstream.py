@@ -29,6 +29,7 @@ class Upstream:
         self.status: int | None = None  # of completions, if not 200
         self.answer: dict[str, Any] = {}  # laid over a reply
         self.breaks_after: int | None = None  # words of a stream
+        self.fails: int | None = None  # the code of an error that a stream begins with
         self.in_flight = self.most_in_flight = self.gone = 0
         self.app = Starlette(
             routes=[
@@ -107,7 +108,10 @@ class Upstream:
         whole = False
         try:
             await asyncio.sleep(self.first_seconds)
-            for number in range(WORDS):
+            if self.fails is not None:
+                told = {"error": {"message": "the server's own words", "type": "X", "param": None, "code": self.fails}}
+                yield b"data: " + json.dumps(told).encode() + b"\n\n"
+            for number in range(WORDS if self.fails is None else 0):
                 if number == self.breaks_after:
                     raise RuntimeError("the engine died")
                 delta = {"index": 0, "delta": {"content": f"{model} {number}; "}, "finish_reason": None}
