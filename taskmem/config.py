@@ -199,7 +199,7 @@ class GateSettings(Settings):
     least_wins: Annotated[int, Field(ge=6)]  # contexts that the judge decided for either side
     least_streams: Annotated[int, Field(ge=5)]  # streams in which one side is ahead
     least_gold: Annotated[int, Field(ge=6)]  # held-out questions whose answer is known from elsewhere than the champion
-    focus: Share  # of the recent questions that a type needs so that its coverage is judged by gold alone
+    focus: Share  # of the recent questions, by source, that a type needs so that its coverage is judged by gold alone
     format_fall: Share
     faithful_fall: Share
     non_redundant_fall: Share

@@ -2,7 +2,7 @@
 
 from taskmem.preferences.candidates import MinedCandidate, mined_candidates
 from taskmem.preferences.compare import ComparisonFailure, ComparisonOutcome, compare_candidates, draw_questions
-from taskmem.preferences.mine import MiningOutcome, mine
+from taskmem.preferences.mine import MiningOutcome, check_questions, mine
 from taskmem.preferences.select import NoPair, Selection, random_pairs, select, select_pair
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MiningOutcome",
     "NoPair",
     "Selection",
+    "check_questions",
     "compare_candidates",
     "draw_questions",
     "mine",

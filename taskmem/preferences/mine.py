@@ -75,7 +75,8 @@ def _jobs(
     return list(jobs.values())
 
 
-def _check_questions(questions: Sequence[Question], sources: Mapping[str, Sequence[str]] | None) -> None:
+def check_questions(questions: Sequence[Question], sources: Mapping[str, Sequence[str]] | None) -> None:
+    """UserError unless there are questions, each once and each with its source, where `sources` are given."""
     if not questions:
         raise UserError("no recent questions to mine with; collect feedback first")
     for identity, count in Counter(question.id for question in questions).items():
@@ -112,7 +113,7 @@ def mine(
     Raises UserError, before the judge is first asked, for missing or repeated questions, sources, contexts, rollouts or
     judgements.
     """
-    _check_questions(questions, sources)
+    check_questions(questions, sources)
     jobs = _jobs(contexts, rollouts, judgements, settings)
 
     def compare(job: _Job) -> ComparisonOutcome:

@@ -1,8 +1,9 @@
 """gate: does a challenger replace the champion? Two evaluated arms and recent questions in, a verdict out."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -15,7 +16,7 @@ from taskmem.feedback import read_collection
 from taskmem.judge.protocols import HelpfulnessJudge, JudgeError, Judges, Position
 from taskmem.judge.scoring import judge_group
 from taskmem.policy.stream import by_stream, window_context
-from taskmem.preferences import draw_questions
+from taskmem.preferences import check_questions, draw_questions
 from taskmem.progress import Progress, silent
 from taskmem.records import Context, Judgement, Memory, Question, Segment, read_records, write_json, write_records
 from taskmem.stages.common import GRADED, MEMORIES, footage, questions_about, read_graded
@@ -67,16 +68,19 @@ def weigh(
     """Put both arms' memories of every held-out segment before the judges, and pair their graded answers.
 
     Each memory's quality is judged in its own arm's context. The task judge sees the champion's context, and questions drawn
-    from the environment's recent ones as when mining. Raises UserError if the environment has no recent questions, or an arm
-    does not cover exactly these segments and questions.
+    from the environment's recent ones as when mining, source by source. Raises UserError if the environment has no recent
+    questions, or an arm does not cover exactly these segments and questions.
     """
-    recent = read_collection(feedback).questions
-    if not recent.get(environment):
-        known = ", ".join(name for name, asked in recent.items() if asked) or "none"
+    collected = read_collection(feedback)
+    recent = collected.questions.get(environment, ())
+    if not recent:
+        known = ", ".join(name for name, asked in collected.questions.items() if asked) or "none"
         raise UserError(f"{feedback}: no questions of environment {environment}; it has those of: {known}")
+    sources = collected.sources.get(environment, {})
+    check_questions(recent, sources)
     film = footage(segments, profile).segments
     held_out = questions_about(questions, film)
-    if shared := sorted({q.stream for q in recent[environment]} & {s.stream for s in film}):
+    if shared := sorted({q.stream for q in recent} & {s.stream for s in film}):
         raise UserError(
             f"{segments}: people asked about stream {shared[0]} of it; the gate needs streams that nothing was mined from"
         )
@@ -86,14 +90,15 @@ def weigh(
     for stream in by_stream(film).values():
         for position in range(len(stream)):
             ours, theirs = (_side(stream, position, memories, profile.policy.window) for memories in arms)
-            contexts.append(_gated(ours, theirs, recent[environment], judges, profile, seed))
+            shown = draw_questions(recent, ours.context.id, profile.mining.questions_shown, seed, sources)
+            contexts.append(_gated(ours, theirs, shown, judges, profile.mining.memory_budget))
             progress(len(contexts), len(film))
     return Trial(
         environment=environment,
         contexts=contexts,
         champion=graded[0],
         challenger=graded[1],
-        asked=_focus(recent[environment], profile.gate.focus),
+        asked=_focus(recent, sources, profile.gate.focus),
         gold={_key(q) for q in held_out if q.environment == environment and q.origin in GOLD},
     )
 
@@ -122,10 +127,16 @@ class _Comparison:
     questions: tuple[str, ...] = ()
 
 
-def _focus(recent: Sequence[Question], least: float) -> set[str]:
-    """The types that make up a share of at least `least` of the recent questions: one stray question lifts no bound."""
-    counts = Counter(question.type for question in recent)
-    return {kind for kind, count in counts.items() if count >= least * len(recent)}
+def _focus(recent: Sequence[Question], sources: Mapping[str, Sequence[str]], least: float) -> set[str]:
+    """The types that make up a share of at least `least` of the recent questions, where every source counts alike.
+
+    So neither one stray question nor one source that asks often lifts a bound.
+    """
+    asked = Counter(source for question in recent for source in sources[question.id])
+    shares: dict[str, Fraction] = defaultdict(Fraction)
+    for question in recent:
+        shares[question.type] += sum(Fraction(1, asked[source] * len(asked)) for source in sources[question.id])
+    return {kind for kind, share in shares.items() if float(share) >= least}
 
 
 def _key(question: Question) -> QuestionKey:
@@ -167,14 +178,11 @@ def _side(stream: Sequence[Segment], position: int, memories: Memories, window: 
     return _Side(window_context(stream, kept, position, window), memory.text, memory.memory_tokens)
 
 
-def _gated(
-    champion: _Side, challenger: _Side, recent: Sequence[Question], judges: Judges, profile: Profile, seed: int
-) -> GatedContext:
-    context, mining = champion.context, profile.mining
+def _gated(champion: _Side, challenger: _Side, shown: Sequence[Question], judges: Judges, budget: int) -> GatedContext:
+    context = champion.context
     stream, index = context.current.stream, context.current.index
     try:
-        ours, theirs = _qualities(champion, challenger, judges, mining.memory_budget)
-        shown = draw_questions(recent, context.id, mining.questions_shown, seed)
+        ours, theirs = _qualities(champion, challenger, judges, budget)
         comparison = _compare(champion, challenger, shown, judges.helpfulness)
     except JudgeError as error:
         return GatedContext(context=context.id, stream=stream, index=index, reason=str(error) or type(error).__name__)

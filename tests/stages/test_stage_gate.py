@@ -25,7 +25,7 @@ from taskmem.world.facts import Facts, describe, sample_stream
 from taskmem.world.judges import Truth
 from taskmem.world.questions import ask_about
 
-DIGEST = "a" * 64
+DIGEST, SOURCE = "a" * 64, "b" * 64
 STREAMS, SEGMENTS_EACH = 8, 6
 TASK = "object"
 Told = Callable[[str, int, Facts], str | None]
@@ -126,9 +126,11 @@ def segment(stream: str, index: int) -> Segment:
     )
 
 
-def collect(folder: Path, questions: Collection[Question]) -> None:
-    asked = {TASK: tuple(q.without_answer() for q in questions), "silent": ()}
-    sources: dict[str, dict[str, tuple[str, ...]]] = {name: {} for name in asked}
+def collect(folder: Path, questions: Collection[Question], by: str = SOURCE, also: Collection[Question] = ()) -> None:
+    """What was collected of the source `by`, and after that of each question of `also` from a source of its own."""
+    asked = {TASK: tuple(q.without_answer() for q in (*questions, *also)), "silent": ()}
+    several = {q.id: (f"{n:064x}",) for n, q in enumerate(also)}
+    sources: dict[str, dict[str, tuple[str, ...]]] = {TASK: {q.id: (by,) for q in questions} | several, "silent": {}}
     write_collection(folder, Collected(asked, sources, (), Watermark(offset=0, lines=0, sha256=DIGEST), len(questions)))
 
 
@@ -140,8 +142,7 @@ def world(tmp_path: Path) -> World:
     write_records(tmp_path / "world" / "held_out" / "truth.jsonl", truths)
     write_records(tmp_path / "world" / "held_out" / QUESTIONS, asked)
     write_records(tmp_path / "segments" / SEGMENTS, [segment(s, i) for s in facts for i in range(SEGMENTS_EACH)])
-    recent = ask_about("earlier", sample_stream(random.Random(99), SEGMENTS_EACH), random.Random(0), 10.0)
-    collect(tmp_path / "feedback", [q for q in recent if q.type == TASK])
+    collect(tmp_path / "feedback", earlier(TASK))
     profile = load_profile("miniature")
     return World(tmp_path, facts, profile, backends_for(profile, tmp_path / "world"))
 
@@ -230,6 +231,36 @@ def test_the_judge_sees_the_champion_s_context_and_drawn_recent_questions_in_bot
         assert first == CHAMPION("", 0, facts[context.current.index])
         assert all(m.text == CHAMPION("", 0, facts[m.index]) for m in context.memories)
         assert len(context.memories) == min(context.current.index, world.profile.policy.window - 1)
+
+
+def earlier(*kinds: str) -> list[Question]:
+    """Questions of these types about a stream that is not held out."""
+    asked = ask_about("earlier", sample_stream(random.Random(99), SEGMENTS_EACH), random.Random(0), 10.0)
+    return [question for question in asked if question.type in kinds]
+
+
+def test_a_source_that_asks_more_often_is_not_heard_more_often_than_when_mining(world: World) -> None:
+    honest, loud = earlier(TASK)[:2], earlier("lamps", "room")
+    collect(world.root / "feedback", loud, also=honest)
+    judge = First(world.backends.judges.helpfulness)
+    world.judged_by(judge).gate(CHAMPION, CHALLENGER)
+    for _, ids, _, _ in judge.shown:
+        assert {question.id for question in honest} <= set(ids)
+
+
+def test_a_source_that_asks_often_lifts_no_bound_on_other_types(world: World) -> None:
+    honest, loud = earlier(TASK)[:5], earlier("lamps")[:5]
+    collect(world.root / "feedback", loud, also=honest)
+    assert world.gate(CHAMPION, CHALLENGER).coverage.keys() == {"door", "figure", "lamps", "room"}
+
+
+def test_a_question_of_an_unknown_source_is_a_mistake(world: World) -> None:
+    asked = tuple(question.without_answer() for question in earlier(TASK))
+    nobody: dict[str, dict[str, tuple[str, ...]]] = {TASK: {}}
+    watermark = Watermark(offset=0, lines=0, sha256=DIGEST)
+    write_collection(world.root / "feedback", Collected({TASK: asked}, nobody, (), watermark, len(asked)))
+    with pytest.raises(UserError, match=r"question earlier.*: its source is unknown; collect the feedback again"):
+        world.gate(CHAMPION, CHALLENGER)
 
 
 def test_each_memory_s_redundancy_is_judged_in_its_own_arm_s_context(world: World) -> None:
