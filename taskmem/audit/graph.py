@@ -6,24 +6,26 @@ from markupsafe import Markup
 
 from taskmem.audit.links import Link
 from taskmem.audit.show import SIGNS, short
-from taskmem.evaluation.report.svg import Element, element, line, picture, text
+from taskmem.evaluation.report.svg import Element, element, picture, text
 
-WIDTH, HEIGHT = 214, 46
-ACROSS, DOWN = 10, 44
+WIDTH, LINE = 208, 16
+ACROSS, DOWN = 16, 44
 COLUMNS = 5
-_FITS = 25  # characters of a name in a box
+_FITS = 25  # characters of a line of a name in a box
 
 
 def chain_graph(title: str, links: Sequence[Link]) -> Markup:
     """Boxes from what was served, above, to what it rests on, below, and a line for each link that rests on another."""
     known = {link.name: link for link in links}
-    rows = _rows(_depths(known), links)
-    places = {name: place for number, row in enumerate(rows) for name, place in _placed(row, number).items()}
+    grid = _Grid(_rows(_depths(known), links))
     joined = [(name, below) for name, link in known.items() for below in link.rests_on if below in known]
-    children = [_edge(places[name], places[below], known[below]) for name, below in joined]
-    children += [node for name, link in known.items() for node in _box(places[name], link)]
+    children = [
+        element("polyline", points=grid.way(name, below), class_=f"edge is-{known[below].status}")
+        for name, below in joined
+    ]
+    children += [node for name, link in known.items() for node in _box(grid.places[name], grid.height, link)]
     width = COLUMNS * WIDTH + (COLUMNS - 1) * ACROSS
-    height = max((y for _, y in places.values()), default=0) + HEIGHT
+    height = max((y for _, y in grid.places.values()), default=0) + grid.height
     said = "; ".join(f"{link.name} {link.status}" for link in links)
     return picture(width, height, title, said, children)
 
@@ -48,21 +50,60 @@ def _rows(depths: Mapping[str, int], links: Sequence[Link]) -> list[list[str]]:
     return rows
 
 
-def _placed(row: Sequence[str], number: int) -> dict[str, tuple[float, float]]:
-    step = WIDTH + ACROSS
-    left = (COLUMNS - len(row)) * step / 2
-    return {name: (left + i * step, number * (HEIGHT + DOWN)) for i, name in enumerate(row)}
+class _Grid:
+    """Where each box stands, its upper left corner, and the ways between them, which lead past boxes, not behind them."""
+
+    def __init__(self, rows: Sequence[Sequence[str]]) -> None:
+        self.height = 30 + LINE * max((len(_lines(name)) for row in rows for name in row), default=1)
+        self._rows = rows
+        self._row_of = {name: number for number, row in enumerate(rows) for name in row}
+        self.places = {
+            name: (self._left(row) + i * (WIDTH + ACROSS), number * (self.height + DOWN))
+            for number, row in enumerate(rows)
+            for i, name in enumerate(row)
+        }
+
+    def way(self, above: str, below: str) -> str:
+        """The points of the line from the lower side of one box to the upper side of another."""
+        start, end = (self.places[name][0] + WIDTH / 2 for name in (above, below))
+        first, last = self._row_of[above], self._row_of[below]
+        points = [(start, self.places[above][1] + self.height)]
+        for between in range(first + 1, last):
+            straight = start + (end - start) * (between - first) / (last - first)
+            x, top = self._gap(between, straight), between * (self.height + DOWN)
+            points += [(x, top), (x, top + self.height)]
+        points.append((end, self.places[below][1]))
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+    def _gap(self, number: int, wanted: float) -> float:
+        """The middle of the gap between boxes of a row, or of the room beside them, that is nearest to `wanted`."""
+        row, step = self._rows[number], WIDTH + ACROSS
+        left = self._left(row) - ACROSS / 2
+        free = [left + i * step for i in range(len(row) + 1)]
+        outside = wanted < free[0] or wanted > free[-1]
+        return wanted if outside else min(free, key=lambda x: abs(x - wanted))
+
+    def _left(self, row: Sequence[str]) -> float:
+        return (COLUMNS - len(row)) * (WIDTH + ACROSS) / 2
 
 
-def _edge(above: tuple[float, float], below: tuple[float, float], link: Link) -> Element:
-    x1, x2 = above[0] + WIDTH / 2, below[0] + WIDTH / 2
-    return line(x1, above[1] + HEIGHT, x2, below[1], f"edge is-{link.status}")
+def _lines(name: str) -> list[str]:
+    """A name in one line, or in two where it is long."""
+    if len(name) <= _FITS or " " not in name:
+        return [_cut(name)]
+    at = name.rfind(" ", 0, _FITS + 1)
+    at = at if at > 0 else name.index(" ")
+    return [_cut(name[:at]), _cut(name[at + 1 :])]
 
 
-def _box(place: tuple[float, float], link: Link) -> list[Element]:
+def _cut(text: str) -> str:
+    return text if len(text) <= _FITS else f"{text[: _FITS - 1]}…"
+
+
+def _box(place: tuple[float, float], height: float, link: Link) -> list[Element]:
     x, y = place
-    name = link.name if len(link.name) <= _FITS else f"{link.name[: _FITS - 1]}…"
-    frame = element("rect", x=x, y=y, width=WIDTH, height=HEIGHT, rx=7, class_=f"box is-{link.status}")
-    sign = text(x + 10, y + 37, f"{SIGNS[link.status]} {link.status}", f"sign is-{link.status}")
-    digest = text(x + WIDTH - 10, y + 37, short(link.found), "tick", "end")
-    return [frame, text(x + 10, y + 18, name, "name"), sign, digest]
+    frame = element("rect", x=x, y=y, width=WIDTH, height=height, rx=7, class_=f"box is-{link.status}")
+    names = [text(x + 10, y + 18 + n * LINE, part, "name") for n, part in enumerate(_lines(link.name))]
+    sign = text(x + 10, y + height - 9, f"{SIGNS[link.status]} {link.status}", f"sign is-{link.status}")
+    digest = text(x + WIDTH - 10, y + height - 9, short(link.found), "tick", "end")
+    return [frame, *names, sign, digest]

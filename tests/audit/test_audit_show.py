@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -79,20 +80,54 @@ def test_the_page_says_what_does_not_hold_and_nothing_in_it_becomes_markup(whole
     assert text.count("&lt;script&gt;") > 8
 
 
+Points = list[tuple[float, float]]
+
+
+def drawn(*links: Link) -> tuple[ElementTree.Element, dict[str, tuple[float, float, float, float]], list[Points]]:
+    """A graph's picture, its boxes by name as left, upper, right and lower side, and the ways between them."""
+    svg = ElementTree.fromstring(str(chain_graph("a chain", links)))
+    parts = [(node.tag.rpartition("}")[2], node) for node in svg]
+    sides = [
+        [float(node.get(side, "nan")) for side in ("x", "y", "width", "height")] for tag, node in parts if tag == "rect"
+    ]
+    boxes = {one.name: (x, y, x + w, y + h) for one, (x, y, w, h) in zip(links, sides, strict=True)}
+    told = [node.get("points", "") for tag, node in parts if tag == "polyline"]
+    ways = [[(float(x), float(y)) for x, y in (point.split(",") for point in way.split())] for way in told]
+    return svg, boxes, ways
+
+
 def test_the_graph_joins_each_link_with_what_it_rests_on_below_it() -> None:
     links = [link("answer", "verified", "adapter", "elsewhere"), link("adapter", "damaged", "pairs"), link("pairs")]
-    svg = ElementTree.fromstring(str(chain_graph("a chain", links)))
-    boxes = {box.get("class"): float(box.get("y", "nan")) for box in svg.iter() if box.tag.endswith("rect")}
-    lines = [
-        (one.get("class"), float(one.get("y1", 0)), float(one.get("y2", 0)))
-        for one in svg.iter()
-        if one.tag.endswith("line")
-    ]
-    assert boxes["box is-damaged"] == 90
-    assert lines == [("edge is-damaged", 46, 90), ("edge is-verified", 136, 180)]
+    svg, boxes, ways = drawn(*links)
+    below = [(way[0][1], way[-1][1]) for way in ways]
+    assert below == [(boxes["answer"][3], boxes["adapter"][1]), (boxes["adapter"][3], boxes["pairs"][1])]
+    edges = [node.get("class") for node in svg if node.tag.endswith("polyline")]
+    assert edges == ["edge is-damaged", "edge is-verified"]
     words = [one.text for one in svg.iter() if one.tag.endswith("text")]
     assert words.count("✗ damaged") == 1
     assert svg[1].text == "answer verified; adapter damaged; pairs verified"
+
+
+def crosses(start: tuple[float, float], end: tuple[float, float], box: tuple[float, float, float, float]) -> bool:
+    left, top, right, bottom = box
+    places = [(start[0] + (end[0] - start[0]) * n / 200, start[1] + (end[1] - start[1]) * n / 200) for n in range(201)]
+    return any(left < x < right and top < y < bottom for x, y in places)
+
+
+def test_no_line_of_the_graph_goes_behind_a_box(whole: Chain) -> None:
+    _, boxes, ways = drawn(*whole.links)
+    assert len(ways) > len(whole.links)
+    for way in ways:
+        for start, end in pairwise(way):
+            assert not [name for name, box in boxes.items() if crosses(start, end, box)]
+
+
+def test_a_long_name_stands_in_its_box_in_two_lines(whole: Chain) -> None:
+    svg, _, _ = drawn(*whole.links)
+    names = [node.text for node in svg if node.get("class") == "name"]
+    assert names.count("adapter_model.safetensors") == 2
+    assert "in the lineage" in names
+    assert not [name for name in names if name and "…" in name]
 
 
 def test_links_that_rest_on_each_other_have_a_graph_all_the_same() -> None:
