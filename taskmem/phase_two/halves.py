@@ -17,6 +17,7 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from taskmem.errors import UserError
 from taskmem.phase_two.rows import PACKED, Layout, PackedMask
+from taskmem.policy.checkpoint import check_policy, reading
 from taskmem.records import one_line, read_json
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -27,15 +28,9 @@ _EMBEDDING, _HEAD = f"{_LANGUAGE}.embed_tokens.weight", "lm_head.weight"
 
 def meta_policy(path: Path) -> Any:
     """The checkpoint's model without a single weight in memory; UserError if the folder is no checkpoint of a policy."""
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: no policy checkpoint (config.json is missing); give the folder that phase-one wrote")
-    kind = read_json(path / "config.json").get("model_type")
-    if kind != Qwen3VLMoeConfig.model_type:
-        raise UserError(
-            f"{path}/config.json: model_type is {kind}, not {Qwen3VLMoeConfig.model_type}; give another policy"
-        )
-    config = Qwen3VLMoeConfig.from_pretrained(path, local_files_only=True)
-    with torch.device("meta"):
+    check_policy(path)
+    with reading(path), torch.device("meta"):
+        config = Qwen3VLMoeConfig.from_pretrained(path, local_files_only=True)
         return Qwen3VLMoeForConditionalGeneration(config).eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from taskmem.files import canonical_json, sha256_bytes
 from taskmem.phase_two.cache import TrunkCache, TrunkKey
 from taskmem.phase_two.halves import LowerHalf, load_lower
 from taskmem.phase_two.trunk import PromptTrunk, Tokens, Trunk, trunks
+from taskmem.policy.checkpoint import check_policy
 from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.renderer import render
 from taskmem.policy.transformers_policy import policy_digest
@@ -40,7 +41,8 @@ class Checkpoint:
 
     @classmethod
     def of(cls, path: Path) -> "Checkpoint":
-        """The checkpoint as it lies there now."""
+        """The checkpoint as it lies there now; UserError for a folder that holds none."""
+        check_policy(path)
         seen = _files(path)
         return cls(path, policy_digest(path), seen)
 

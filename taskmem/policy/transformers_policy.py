@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoProcessor, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers import AutoProcessor, Qwen3VLMoeForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from taskmem.config import PolicySettings
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
+from taskmem.policy.checkpoint import check_policy, reading
 from taskmem.policy.completion import completion_of, seed_of
 from taskmem.policy.encoding import Prompt, PromptEncoder
 from taskmem.policy.packing import sample_groups
 from taskmem.policy.protocols import Completion
 from taskmem.policy.renderer import render
-from taskmem.records import Context, one_line, read_json
+from taskmem.records import Context
 from taskmem.video.frames import FramesOf
 
 ROWS = 128  # completions sampled at once
@@ -35,10 +35,12 @@ def policy_reference(digest: str) -> str:
 
 def load_processor(path: Path) -> Any:
     """The tokenizer, video processor and chat template of a checkpoint folder; UserError if they cannot be loaded."""
-    try:
-        return AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded ({one_line(str(error))}); copy the checkpoint again") from None
+    with reading(path):
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        # where files are missing transformers makes do with a tokenizer that knows no words, and with no template
+        if not (processor.chat_template and processor.tokenizer("a").input_ids):
+            raise ValueError("its tokenizer or chat template is missing")
+    return processor
 
 
 def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
@@ -46,20 +48,18 @@ def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any,
 
     `dtype` is that of the weights; "auto" keeps the saved one. UserError if the folder is no checkpoint or not whole.
     """
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: no policy checkpoint (config.json is missing); give the folder that phase-one wrote")
-    kind = read_json(path / "config.json").get("model_type")
-    if kind != Qwen3VLMoeConfig.model_type:
-        raise UserError(
-            f"{path}/config.json: model_type is {kind}, not {Qwen3VLMoeConfig.model_type}; give another policy"
-        )
-    try:
+    check_policy(path)
+    with reading(path):
         model, report = Qwen3VLMoeForConditionalGeneration.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype
+            path,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be loaded ({one_line(str(error))}); copy the checkpoint again") from None
-    wrong = sorted(str(key) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[kind])
+    names = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    wrong = sorted(names)
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} weights are missing or do not fit, first {wrong[0]}; copy the checkpoint again"

@@ -136,3 +136,7 @@ def test_another_kind_of_model_and_no_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(UserError, match="model_type is qwen3"):
         load_upper(tmp_path, 1)
+    for config in ("[]", '{"model_type": "qwen3_vl_moe", "text_config": 5}'):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(UserError, match=rf"^{tmp_path}.*; (copy the checkpoint again|give another policy)$"):
+            load_upper(tmp_path, 1)

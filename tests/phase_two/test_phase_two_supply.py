@@ -170,6 +170,11 @@ def test_a_policy_that_changes_while_it_is_used_is_refused(base: Path, tmp_path:
     assert not (tmp_path / "red").exists()
 
 
+def test_a_policy_that_is_not_there_is_named_and_not_taken_for_another_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'nowhere'}: no policy checkpoint"):
+        FrozenPolicy(tmp_path / "nowhere").checkpoint  # noqa: B018
+
+
 def test_other_settings_of_the_prompt_are_other_contexts(base: Path, tmp_path: Path) -> None:
     train(base, environment(0, 1), tmp_path / "one", tmp_path / "cache")
     profile = short_profile(steps=2)

@@ -1,5 +1,6 @@
 """A checkpoint folder as a policy."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,48 @@ def test_a_damaged_checkpoint_is_a_user_error(copied: Path, harm: Callable[[Path
     harm(copied)
     with pytest.raises(UserError):
         load_checkpoint(copied)
+
+
+def other_config(**changes: object) -> Callable[[Path], None]:
+    """config.json with other values; `text__x` is x of text_config."""
+
+    def harm(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        for name, value in changes.items():
+            place = config["text_config"] if name.startswith("text__") else config
+            place[name.removeprefix("text__")] = value
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return harm
+
+
+def no_object(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text("[]")
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *map(no_object, ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json")),
+        *(
+            other_config(text_config=5),
+            other_config(text__num_hidden_layers="four"),
+            other_config(text__hidden_act="?"),
+        ),
+        *(other_config(dtype="float33"), other_config(text__hidden_size=64)),
+        *(without_tokenizer, without_file("chat_template.jinja")),
+    ],
+)
+def test_a_checkpoint_that_makes_no_sense_is_named_in_one_line(copied: Path, harm: Callable[[Path], None]) -> None:
+    harm(copied)
+    with pytest.raises(UserError, match=f"^{copied}.*; (copy the checkpoint again|give another policy)$") as error:
+        load_checkpoint(copied)
+    assert "\n" not in str(error.value)
 
 
 def test_the_digest_names_the_content_and_not_the_place(checkpoint: Path, copied: Path) -> None:
