@@ -9,6 +9,7 @@ from typing import Any
 from kfp.dsl import Artifact
 from kfp.dsl.executor import create_artifact_instance
 
+from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_file, sha256_tree
 from taskmem.loop.runner import code_digest
 from taskmem.records import read_json
@@ -53,7 +54,7 @@ class Cache:
         path = self._path(key)
         if not path.exists():
             return None
-        kept, outputs = read_json(path), {}
+        kept, outputs = _read(path), {}
         for name, value in kept["outputs"].items():
             if "artifact" in value:
                 outputs[name] = self._artifact(value["artifact"])
@@ -79,12 +80,12 @@ class Cache:
     def forget_unused(self) -> None:
         """Remove this pipeline's entries that were neither read nor written: another code or other inputs made them."""
         for path in self._folder.glob("*.json"):
-            if path not in self._used and read_json(path)["pipeline"] == self._pipeline:
+            if path not in self._used and _read(path)["pipeline"] == self._pipeline:
                 path.unlink()
 
     def remove_unkept(self, runs: Path) -> None:
         """Remove whatever lies below `runs` and is no artifact of an entry."""
-        kept = [read_json(path)["outputs"] for path in self._folder.glob("*.json")]
+        kept = [_read(path)["outputs"] for path in self._folder.glob("*.json")]
         values = [value["artifact"] for outputs in kept for value in outputs.values() if "artifact" in value]
         _remove_except(runs, {Path(self._artifact(value).path) for value in values})
 
@@ -130,6 +131,14 @@ class Cache:
             known = (mark, _content_digest(path, files))
             self._digests[path] = known
         return known[1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    kept = read_json(path)
+    known = isinstance(kept, dict) and {"pipeline", "seconds", "outputs"} <= kept.keys()
+    if not known or not isinstance(kept["outputs"], dict):
+        raise UserError(f"{path}: not an entry of this cache; remove it and run again")
+    return dict(kept)
 
 
 def _content_digest(path: Path, files: Iterable[Path]) -> str:

@@ -186,9 +186,12 @@ def test_a_stage_is_redone_when_the_library_s_code_changed(tmp_path: Path, text:
     assert said() == ["done", "done"]
 
 
-def test_a_damaged_entry_is_named(text: Path, out: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "not valid JSON"), ("{}", "not an entry of this cache"), ("[]", "not an entry")]
+)
+def test_a_damaged_entry_is_named(text: Path, out: Path, content: str, said: str) -> None:
     finished(out, text)
     entry = next((out / "cache").glob("*.json"))
-    entry.write_text("{")
+    entry.write_text(content)
     error = run(two_stages, out, text=str(text)).error
-    assert str(error).startswith(f"{entry.resolve()}: not valid JSON")
+    assert str(error).startswith(f"{entry.resolve()}: {said}")
