@@ -138,6 +138,10 @@ def test_every_command_that_makes_something_writes_to_out(words: tuple[str, ...]
         ("score nowhere --segments s --out out --profile qwen3-vl-30b", "has no embedded world"),
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
+        (
+            "gate a --policy p --champion c --segments s --questions q --feedback empty --environment e --out out",
+            "empty/watermark.json: cannot be read",
+        ),
         ("phase-two nowhere --policy p --rollouts r --segments s --out out", "r/rollouts.jsonl: cannot be read"),
         (
             "phase-two nowhere --policy p --rollouts r --segments s --out out --environments a",

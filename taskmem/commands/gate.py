@@ -27,10 +27,15 @@ def gate(
     """Evaluate a challenger and hold it against the champion: verdict.json, contexts.jsonl, challenger/. Promotes nothing."""
     from taskmem.backends import backends_for
     from taskmem.loop.display import StageDisplay
+    from taskmem.stages.common import read_graded
     from taskmem.stages.evaluate import streaming_eval
     from taskmem.stages.gate import gate as stage
+    from taskmem.stages.gate import recent_questions
 
     settings = load_profile(profile)
+    # an evaluation takes long: what is missing shows before it
+    recent_questions(feedback, environment)
+    read_graded(champion)
     ends = backends_for(settings, world)
     challenger, display = out / "challenger", StageDisplay(console)
     with display.stage("evaluate the challenger") as progress:

@@ -71,13 +71,7 @@ def weigh(
     from the environment's recent ones as when mining, source by source. Raises UserError if the environment has no recent
     questions, or an arm does not cover exactly these segments and questions.
     """
-    collected = read_collection(feedback)
-    recent = collected.questions.get(environment, ())
-    if not recent:
-        known = ", ".join(name for name, asked in collected.questions.items() if asked) or "none"
-        raise UserError(f"{feedback}: no questions of environment {environment}; it has those of: {known}")
-    sources = collected.sources.get(environment, {})
-    check_questions(recent, sources)
+    recent, sources = recent_questions(feedback, environment)
     film = footage(segments, profile).segments
     held_out = questions_about(questions, film)
     if shared := sorted({q.stream for q in recent} & {s.stream for s in film}):
@@ -101,6 +95,18 @@ def weigh(
         asked=_focus(recent, sources, profile.gate.focus),
         gold={_key(q) for q in held_out if q.environment == environment and q.origin in GOLD},
     )
+
+
+def recent_questions(feedback: Path, environment: str) -> tuple[Sequence[Question], Mapping[str, Sequence[str]]]:
+    """What an environment asked recently, and the sources of each question; UserError if it asked nothing."""
+    collected = read_collection(feedback)
+    recent = collected.questions.get(environment, ())
+    if not recent:
+        known = ", ".join(name for name, asked in collected.questions.items() if asked) or "none"
+        raise UserError(f"{feedback}: no questions of environment {environment}; it has those of: {known}")
+    sources = collected.sources.get(environment, {})
+    check_questions(recent, sources)
+    return recent, sources
 
 
 Memories = dict[tuple[str, int], Memory]
