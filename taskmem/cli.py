@@ -153,8 +153,8 @@ def score(
 
     settings = load_profile(profile)
     with _stage("score") as progress:
-        judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
-    console.print(f"{out}", highlight=False, markup=False)
+        summary = judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
+    console.print("  ".join(f"{k} {v:.4g}" for k, v in summary.items()), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -170,8 +170,9 @@ def collect(
     from taskmem.feedback import read_watermark
     from taskmem.stages.collect import feedback_collection
 
-    feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
-    console.print(f"{out}", highlight=False, markup=False)
+    found = feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
+    counts = "  ".join(f"{name} {len(asked)}" for name, asked in found.questions.items()) or "no questions"
+    console.print(f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
 
 
 @app.command()

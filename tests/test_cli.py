@@ -206,6 +206,12 @@ def test_world_render_gives_the_same_bytes_for_the_same_seed_and_others_for_anot
     assert not set(other.values()) & set(first.values())
 
 
+def test_collect_says_how_much_it_found_and_how_much_it_refused(here: Path) -> None:
+    (here / "log.jsonl").write_text("no event\nnor this\n")
+    done = CliRunner().invoke(app, ["collect", "log.jsonl", "--out", "out"])
+    assert (done.exit_code, done.output.splitlines()) == (0, ["no questions; 2 lines in out/refused.jsonl"])
+
+
 def test_a_folder_that_is_no_policy_is_one_line_without_any_library_s_words(here: Path) -> None:
     write_film(here / "film")
     line = ["rollouts", "film", "--policy", "empty", "--out", "out"]

@@ -9,19 +9,18 @@ from taskmem.feedback import Collection, collect, collect_folder, log_path, writ
 from taskmem.feedback.collection import Watermark
 
 
-def feedback_collection(events: Path, since: Watermark | None, profile: Profile, out: Path) -> None:
+def feedback_collection(events: Path, since: Watermark | None, profile: Profile, out: Path) -> Collection:
     """Collect the recent questions of every environment, from one event log or from a folder of <environment>.jsonl.
 
     See `taskmem.feedback.collect`. UserError for `since` with a folder: each of its logs has a watermark of its own.
     """
-    if not events.is_dir():
-        write_collection(out, collect(events, since, profile.mining))
-        return
-    if since is not None:
+    if events.is_dir() and since is not None:
         raise UserError(
             f"{events}: a folder of logs has no one watermark; collect each log on its own, or without --since"
         )
-    write_collection(out, collect_folder(events, profile.mining))
+    found = collect_folder(events, profile.mining) if events.is_dir() else collect(events, since, profile.mining)
+    write_collection(out, found)
+    return found
 
 
 def collect_environment(

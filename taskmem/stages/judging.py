@@ -12,8 +12,8 @@ from taskmem.stages.common import JUDGEMENTS, ROLLOUTS, SUMMARY, contexts_of, fo
 
 def judge_scoring(
     rollouts: Path, segments: Path, backends: Backends, profile: Profile, out: Path, progress: Progress = silent
-) -> None:
-    """Write `out`/judgements.jsonl, one line per candidate, and `out`/summary.json with the shares."""
+) -> dict[str, float]:
+    """Write `out`/judgements.jsonl, one line per candidate, and `out`/summary.json with the shares, which it returns."""
     cached = read_records(rollouts / ROLLOUTS, Rollouts)
     contexts = {c.id: c for c in contexts_of(cached, footage(segments, profile).segments, profile)}
     judgements: list[Judgement] = []
@@ -22,7 +22,9 @@ def judge_scoring(
         judgements += judge_group(context, group.candidates, backends.judges, profile.mining.memory_budget)
         progress(number + 1, len(cached))
     write_records(out / JUDGEMENTS, judgements)
-    write_json(out / SUMMARY, _summary(judgements))
+    summary = _summary(judgements)
+    write_json(out / SUMMARY, summary)
+    return summary
 
 
 def _summary(judgements: list[Judgement]) -> dict[str, float]:

@@ -74,6 +74,7 @@ def test_score_judges_every_candidate_and_none_is_left_unscored(hand: Hand) -> N
     assert len(judgements) == 16 * 8
     assert not any(judgement.unscored for judgement in judgements)
     assert json.loads((hand.root / "judgements" / "summary.json").read_text())["candidates"] == len(judgements)
+    assert hand.said("judgements").splitlines()[-1].endswith("  unscored 0")
 
 
 def test_collect_gives_the_recent_questions_as_the_loop_does(hand: Hand, finished: Run) -> None:
