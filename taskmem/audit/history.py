@@ -49,7 +49,7 @@ class History:
 
     def __init__(self, url: str, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._git = Git.clone(url, folder)
+        self._git = Git.clone(url, folder, create=False)  # an auditor leaves nothing behind
         self.shown = self._git.remote.shown
         head = self._git.head()
         if head is None:

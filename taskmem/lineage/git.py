@@ -103,10 +103,13 @@ class Git:
         self._variables = {**people, **quiet, **remote.variables(os.environ)}
 
     @classmethod
-    def clone(cls, url: str, folder: Path, identity: str = IDENTITY) -> "Git":
-        """Clone `url` to the new folder `folder`, nothing checked out; a path where nothing is becomes a bare repository."""
+    def clone(cls, url: str, folder: Path, identity: str = IDENTITY, *, create: bool = True) -> "Git":
+        """Clone `url` to the new folder `folder`, nothing checked out.
+
+        A path where nothing is becomes a bare repository first, unless who clones only reads and `create` is false.
+        """
         git = cls(folder, Remote.parse(url), identity)
-        if is_folder(git.remote.url):
+        if create and is_folder(git.remote.url):
             new_repository(Path(git.remote.url))
         folder.mkdir(parents=True)
         git._remote("clone", "--quiet", "--no-checkout", "--", git.remote.url, str(folder))

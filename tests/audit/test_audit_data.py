@@ -149,6 +149,17 @@ def test_a_remote_that_is_no_bucket_and_no_folder_is_not_asked(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["an empty folder", "nothing"])
+def test_an_auditor_makes_no_repository_where_there_is_none(tmp_path: Path, there: bool) -> None:
+    wrong = tmp_path / "wrong"
+    if there:
+        wrong.mkdir()
+    with pytest.raises(UserError, match=f"^{wrong}: .*does not"):
+        History(str(wrong), tmp_path / "work" / "lineage")
+    assert wrong.exists() == there
+    assert not there or not any(wrong.iterdir())
+
+
 def test_an_empty_repository_is_a_mistake(tmp_path: Path) -> None:
     new_repository(tmp_path / "empty.git")
     with pytest.raises(UserError, match=r"empty\.git: holds no commit; give the repository that lineage_record writes"):
