@@ -3,16 +3,18 @@
     taskmem compile              writes its IR; `shards` is a list of {"name", "environments": [{"environment", "settings"}]}
 
 One environment's failure never stops the others: it ends in the outcomes with its reason. The candidates of a context
-are sampled once and kept in the store.
+are sampled once and kept in the store. However the night ends, its exit handler tells Prometheus. The pipeline has no outputs,
+for kfp lets none out of what an exit handler watches over: record and summary are the task lineage_record's.
 """
 
 from typing import List, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Markdown, Model
+from kfp.dsl import Dataset, Input, Model
 from kfp.dsl.base_component import BaseComponent
 
 from components.feedback_collection.component import feedback_collection
+from components.notify.component import notify
 from components.streaming_eval.component import streaming_eval
 from pipelines.parts import Placement, adapt_shard, importer, judged_candidates, record
 
@@ -25,13 +27,6 @@ class Night(NamedTuple):
     adapters: List[Model]
     verdicts: List[Dataset]
     outcomes: List[Dataset]
-
-
-class Adaptation(NamedTuple):
-    """What a night leaves behind."""
-
-    record: Dataset
-    summary: Markdown
 
 
 def _fan_out(put: Placement) -> BaseComponent:
@@ -100,7 +95,8 @@ def adaptation(put: Placement) -> BaseComponent:
         world: str = "",
         lineage: str = "",
         remote: str = "",
-    ) -> Adaptation:
+        pushgateway: str = "",
+    ) -> None:
         """Adapt every environment of `shards`.
 
         Args:
@@ -116,6 +112,7 @@ def adaptation(put: Placement) -> BaseComponent:
             world: URI of the deployment's split of the embedded world, for a profile that has one.
             lineage: URL of the git repository that every run becomes a commit of; without one there is lineage.json only.
             remote: s3://bucket/prefix or folder that DVC keeps the data of those commits in; needed with `lineage`.
+            pushgateway: URL of the Prometheus Pushgateway that is told the night's outcome; without one nobody is.
         """
         film, held_out, asked, logs = (
             importer(uri, Dataset) for uri in (segments, gate_segments, gate_questions, events)
@@ -123,26 +120,30 @@ def adaptation(put: Placement) -> BaseComponent:
         pi_0 = importer(policy, Model)
         shared = {"profile": profile, "seed": seed}
         truth = importer(world, Dataset) if put.profile.world else None
-        rollouts, judgements = judged_candidates(put, film, pi_0, truth, store, **shared)
-        arm = {"shard": {"name": "policy"}, "segments": held_out, "questions": asked, **put.truth(asked)}
-        champion = put(streaming_eval(**arm, policy=pi_0, **shared), "streaming_eval", "evaluate policy")
-        night = fan_out(
-            shards=shards,
-            events=logs,
-            rollouts=rollouts,
-            judgements=judgements,
-            segments=film,
-            policy=pi_0,
-            champion=champion.outputs["evaluation"],
-            gate_segments=held_out,
-            gate_questions=asked,
-            store=store,
-            **shared,
-        )
-        made = {"segments": film, "events": logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
-        gate = {"gate_segments": held_out, "gate_questions": asked, "champion": champion.outputs["evaluation"]}
-        where = {"store": store, "lineage": lineage, "remote": remote}
-        recorded = record(put, night, where, shards=shards, **made, **gate, **shared)
-        return Adaptation(record=recorded.outputs["record"], summary=recorded.outputs["summary"])
+        run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        told = notify(run=run, shards=shards, store=store, pushgateway=pushgateway, profile=profile)
+        # what it takes and tells lies outside of what a cache knows
+        put(told, "notify", cached=False)
+        with dsl.ExitHandler(told, name="night"):
+            rollouts, judgements = judged_candidates(put, film, pi_0, truth, store, **shared)
+            arm = {"shard": {"name": "policy"}, "segments": held_out, "questions": asked, **put.truth(asked)}
+            champion = put(streaming_eval(**arm, policy=pi_0, **shared), "streaming_eval", "evaluate policy")
+            night = fan_out(
+                shards=shards,
+                events=logs,
+                rollouts=rollouts,
+                judgements=judgements,
+                segments=film,
+                policy=pi_0,
+                champion=champion.outputs["evaluation"],
+                gate_segments=held_out,
+                gate_questions=asked,
+                store=store,
+                **shared,
+            )
+            made = {"segments": film, "events": logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
+            gate = {"gate_segments": held_out, "gate_questions": asked, "champion": champion.outputs["evaluation"]}
+            where = {"run": run, "store": store, "lineage": lineage, "remote": remote}
+            record(put, night, where, shards=shards, **made, **gate, **shared)
 
     return pipeline

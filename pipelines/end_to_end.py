@@ -222,7 +222,7 @@ def end_to_end(put: Placement) -> BaseComponent:
             lineage: URL of the git repository that the run becomes a commit of; without one there is lineage.json only.
             remote: s3://bucket/prefix or folder that DVC keeps the commit's data in; needed with `lineage`.
         """
-        where = {"store": store, "lineage": lineage, "remote": remote}
+        where = {"run": "", "store": store, "lineage": lineage, "remote": remote}
         return _Demo(put, arms, base, where, profile, seed).run()
 
     return pipeline

@@ -134,7 +134,8 @@ def judged_candidates(
 def record(put: Placement, night: Any, where: Mapping[str, Any], **used: Any) -> dsl.PipelineTask:
     """The record of a run whose shards ended in the lists of `night`.
 
-    `where` has the parameters store, lineage and remote; `used` the shards, the settings, and the artifacts that all shards used.
+    `where` has the parameters run, store, lineage and remote; `used` the shards, the settings, and the artifacts that all shards
+    used.
     """
     lists = {name: night.outputs[name] for name in ("feedback", "preferences", "adapters", "verdicts", "outcomes")}
     # the repository lies outside of what a cache knows; a run that it has already changes nothing

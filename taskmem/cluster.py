@@ -26,6 +26,7 @@ StageName = Literal[
     "phase_two_dpo",
     "streaming_eval",
     "lineage_record",
+    "notify",
 ]
 STAGES: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
 
@@ -78,7 +79,7 @@ class StageResources(Settings):
 
 
 class ClusterSettings(Settings):
-    """One `StageResources` for each stage of the loop."""
+    """One `StageResources` for each stage of the loop, and for `notify`, which tells what became of a run."""
 
     stages: dict[StageName, StageResources]
 

@@ -377,6 +377,7 @@ def lineage_record(
     used: Mapping[str, Sequence[str]],
     outcomes: Sequence[str],
     shards: Sequence[Mapping[str, Any]],
+    run: str,
     store: str,
     lineage: str,
     remote: str,
@@ -385,14 +386,36 @@ def lineage_record(
     record: str,
     summary: str,
 ) -> Numbers:
-    """Write down what a run was made of and what became of every environment; record it in `lineage`, "" for nowhere."""
+    """Write down what a run was made of and what became of every environment; record it in `lineage`, "" for nowhere.
+
+    Its numbers are left in the store for the exit handler of the run `run`, "" if it has none.
+    """
     from taskmem.lineage.outcome import OUTCOMES, Outcome
     from taskmem.lineage.stage import Places, record_stage
+    from taskmem.stages.night import hand_over, night_of
     from taskmem.stages.shard import Shard, log
+    from taskmem.store import open_store
 
     artifacts = {name: [Path(path) for path in paths] for name, paths in used.items()}
     ended = [o for path in outcomes for o in read_records(Path(path) / OUTCOMES, Outcome)]
     specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
     settings, where = parse_profile(profile), Places(store, lineage, remote)
+    if run:
+        # before what can fail: a night whose record cannot be written has moved its champions all the same
+        hand_over(open_store(store), run, night_of(ended, open_store(store), artifacts, settings))
     record_stage(artifacts, ended, specs, settings, _image(), seed, where, Path(record), Path(summary), log)
     return _counts(ended)
+
+
+@entry
+def notify(
+    state: str, run: str, shards: Sequence[Mapping[str, Any]], store: str, pushgateway: str, profile: str
+) -> Numbers:
+    """Tell the Pushgateway at the URL `pushgateway`, "" for none, what became of the run `run`, which ended as `state`."""
+    from taskmem.stages.notify import notify as stage
+    from taskmem.stages.shard import Shard, log
+
+    settings = parse_profile(profile)
+    specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
+    night = stage(state, run, [spec.environment for spec in specs], store, pushgateway, settings.name, time.time(), log)
+    return _numbers({status: night.outcomes[status] for status in night.outcomes} if night else {})

@@ -56,7 +56,7 @@ def arguments(function: Callable[..., Any], folder: Path, profile: str) -> dict[
 
 
 def test_components_call_what_is_there() -> None:
-    assert len(ENTRIES) == 15
+    assert len(ENTRIES) == 16
     public = [name for name, value in vars(entries).items() if hasattr(value, "__wrapped__")]
     assert sorted(public) == ENTRIES
 
@@ -224,7 +224,7 @@ def test_a_record_names_the_image_that_the_task_was_told_it_runs_in(
         )
         write_records(shards[-1] / OUTCOMES, [ended])
     record, summary = tmp_path / "record", tmp_path / "summary.md"
-    used, ended, nowhere = {"outcomes": [str(shard) for shard in shards]}, [str(s) for s in shards], ("", "", "")
+    used, ended, nowhere = {"outcomes": [str(shard) for shard in shards]}, [str(s) for s in shards], ("", "", "", "")
     numbers = entries.lineage_record(used, ended, [], *nowhere, travelling(), 0, str(record), str(summary))
     assert (numbers["failed"], numbers["promoted"], numbers["ready"]) == (1.0, 1.0, 0.0)
     written = json.loads((record / "lineage.json").read_text())
@@ -237,7 +237,7 @@ def test_a_damaged_outcome_is_named_by_its_line(tmp_path: Path, capsys: pytest.C
     (tmp_path / OUTCOMES).write_text("{}\n")
     with pytest.raises(SystemExit):
         out = (str(tmp_path / "r"), str(tmp_path / "s"))
-        entries.lineage_record({}, [str(tmp_path)], [], "", "", "", travelling(), 0, *out)
+        entries.lineage_record({}, [str(tmp_path)], [], "", "", "", "", travelling(), 0, *out)
     (line,) = lines(capsys)
     assert line.startswith(f"taskmem: {tmp_path / OUTCOMES}:1: Outcome environment: Field required")
     assert not (tmp_path / "r").exists()

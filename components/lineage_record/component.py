@@ -23,6 +23,7 @@ def lineage_record(
     verdicts: Input[List[Dataset]],
     outcomes: Input[List[Dataset]],
     shards: list,
+    run: str,
     store: str,
     lineage: str,
     remote: str,
@@ -35,7 +36,8 @@ def lineage_record(
     """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments.
 
     Then record the run in the git repository `lineage`, its data in DVC's `remote`; "" for neither. A run that is there already
-    changes nothing. Credentials of both come from the environment, never from a parameter.
+    changes nothing. Credentials of both come from the environment, never from a parameter. The numbers of the run `run` are left
+    in the store for its exit handler, see the component `notify`; "" for a run that has none.
     """
     from taskmem.entry import lineage_record as stage
 
@@ -45,7 +47,7 @@ def lineage_record(
     sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
     used = {name: [artifact.path] for name, artifact in shared.items()}
     used |= {name: [artifact.path for artifact in artifacts] for name, artifacts in sharded.items()}
-    where = (store, lineage, remote)
+    where = (run, store, lineage, remote)
     numbers = stage(used, [o.path for o in outcomes], shards, *where, profile, seed, record.path, summary.path)
     for name, value in numbers.items():
         metrics.log_metric(name, value)

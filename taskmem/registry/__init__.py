@@ -14,7 +14,7 @@ Below `registry/<environment>/` in an object store:
 and for all environments `policies/current`, the policy that is served, with its log `policies/log/<sha256>`.
 """
 
-from taskmem.registry.challenger import challenge, challenger
+from taskmem.registry.challenger import challenge, challenger, kept_in_a_row
 from taskmem.registry.champion import ChampionMovedError, Pointer, champion, promote, promotion_log, read_verdict
 from taskmem.registry.log import Promotion
 from taskmem.registry.manifest import Files, Manifest, Provenance, VersionName
@@ -60,6 +60,7 @@ __all__ = [
     "eligible",
     "environments",
     "fetch",
+    "kept_in_a_row",
     "migrate",
     "policy_log",
     "promote",

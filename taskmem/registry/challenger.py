@@ -2,7 +2,7 @@
 
 from taskmem.errors import UserError
 from taskmem.records import Name, Record, Sha256
-from taskmem.registry.champion import champion
+from taskmem.registry.champion import champion, promotion_log
 from taskmem.registry.manifest import VersionName
 from taskmem.registry.objects import key_of, parse, stored, to_bytes, version_number
 from taskmem.registry.versions import read_sealed
@@ -43,6 +43,19 @@ def challenger(store: Store, environment: str) -> str | None:
     known = last_published(store, environment)
     now = champion(store, environment)
     return None if known is None or (now is not None and now.version == known.version) else known.version
+
+
+def kept_in_a_row(store: Store, environment: str) -> int:
+    """How many challengers, one after the other, have not become champion since one last did; UserError as `challenger`.
+
+    Each night makes at most one, so for an environment that has enough feedback every night these are nights.
+    """
+    latest = last_published(store, environment)
+    if latest is None:
+        return 0
+    promoted = [entry.version for entry in promotion_log(store, environment) if entry.action == "promote"]
+    since = version_number(promoted[-1]) if promoted and promoted[-1] else 0
+    return max(0, version_number(latest.version) - since)
 
 
 def last_published(store: Store, environment: str) -> Challenger | None:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
-from kfp.dsl import HTML, Dataset, Markdown, Metrics, Model
+from kfp.dsl import HTML, Dataset, Markdown, Metrics, Model, PipelineTaskFinalStatus
 from kfp.dsl.python_component import PythonComponent
 from kfp.dsl.types.type_annotations import InputAnnotation, OutputAnnotation
 
@@ -81,7 +81,9 @@ def given_to(folder: str, name: str, *, optional: bool) -> dict[str, Any]:
             arguments[key] = made[0](name=key, uri=f"/{key}")
         elif not taken:
             item = {"name": f"the {key}"}
-            arguments[key] = {str: f"the {key}", int: 7, dict: item, list: [item]}[parameter.annotation]
+            ended = PipelineTaskFinalStatus("the state", "the job", "the task", None, None)
+            kinds = {str: f"the {key}", int: 7, dict: item, list: [item], PipelineTaskFinalStatus: ended}
+            arguments[key] = kinds[parameter.annotation]
         elif get_origin(get_args(parameter.annotation)[0]) is list:
             arguments[key] = [taken[0](name=key, uri=f"/{key}/{n}", metadata={"arm": f"{key} {n}"}) for n in range(2)]
         else:
@@ -100,7 +102,7 @@ def passed_on(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in arguments.items()}
 
 
-# where an entry function takes several artifacts of a component as one mapping
+# where an entry function takes several artifacts of a component as one mapping, or of a status what it says
 GATHERED: dict[tuple[str, str], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("world_render", "splits"): lambda at: {
         split: at[split] for split in ("phase_one", "deployment", "development", "held_out")
@@ -110,6 +112,7 @@ GATHERED: dict[tuple[str, str], Callable[[dict[str, Any]], dict[str, Any]]] = {
         for name, parameter in parameters("lineage_record", "lineage_record").items()
         if artifact_types(parameter.annotation, InputAnnotation) and name != "outcomes"
     },
+    ("notify", "state"): lambda at: at["status"].state,
     ("results_report", "arms"): lambda at: {
         **{name: at[name] for name in ("base_arm", "prompted_arm", "policy_arm")},
         **{f"adapted_arms {n}": path for n, path in enumerate(at["adapted_arms"])},
@@ -135,7 +138,7 @@ def call(
 
 def test_there_is_one_folder_for_each_stage_and_one_for_the_world() -> None:
     assert sorted(path.parent.name for path in COMPONENTS.rglob("component.py")) == FOLDERS
-    assert len(FOLDERS) == 11
+    assert len(FOLDERS) == 12
 
 
 @each_folder
@@ -199,7 +202,7 @@ def test_a_component_knows_no_path_but_those_of_its_artifacts(folder: str, name:
     assert [word for word in words(folder, name) if not word.isidentifier()] == []
     texts = {key for key, parameter in parameters(folder, name).items() if parameter.annotation is str}
     # a subfolder of an artifact, a URL, JSON, and a name
-    assert texts <= {"folder", "store", "lineage", "remote", "profile", "task"}
+    assert texts <= {"folder", "store", "lineage", "remote", "pushgateway", "profile", "task", "run"}
 
 
 @each_component
@@ -209,7 +212,7 @@ def test_what_a_component_takes_and_makes_is_typed(folder: str, name: str) -> No
         taken = artifact_types(parameter.annotation, InputAnnotation)
         assert set(made) <= {Dataset, Model, Metrics, HTML, Markdown}, key
         assert set(taken) <= {Dataset, Model}, key
-        assert made or taken or parameter.annotation in (str, int, dict, list), key
+        assert made or taken or parameter.annotation in (str, int, dict, list, PipelineTaskFinalStatus), key
         assert parameter.default is inspect.Parameter.empty or (taken and parameter.default is None), key
     assert component_of(folder, name).component_spec.outputs
 

@@ -58,5 +58,5 @@ def test_a_placed_pipeline_runs_without_a_cluster(tmp_path: Path) -> None:
     done = python(RUN, tmp_path / "root")
     assert done.returncode == 0, done.stdout + done.stderr
     outputs = list((tmp_path / "root").rglob("executor_output.json"))
-    # ten stages, then two tasks, one in a loop of two, and two nested in it
-    assert len(outputs) == 10 + 2 + 2 + 2 * 2
+    # eleven stages, then two tasks, one in a loop of two, and two nested in it
+    assert len(outputs) == 11 + 2 + 2 + 2 * 2

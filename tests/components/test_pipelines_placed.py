@@ -42,6 +42,7 @@ WANTED: dict[str, Tasks] = {
         **_CANDIDATES,
         "evaluate policy": ("streaming_eval", "streaming_eval"),
         **_ADAPTED,
+        "notify": ("notify", "notify"),
     },
     "end_to_end": {
         "world": ("video_segmentation", "world_render"),

@@ -122,7 +122,7 @@ class Deployment:
         display = StageDisplay(Console(file=shown, width=80))
         pipeline = adaptation(Placement(self.profile, IMAGES, content_keyed=True))
         finished = run_pipeline(pipeline, {**arguments, **settings}, out, display)
-        record = Path(finished.outputs["record"].path)
+        record = Path(finished.stages["lineage_record"].outputs["record"].path)
         return Night(
             dict(re.findall(r"^  (\S.*?) +(done|unchanged|failed)\b", shown.getvalue(), re.MULTILINE)),
             {outcome.environment: outcome for outcome in read_records(record / OUTCOMES, Outcome)},

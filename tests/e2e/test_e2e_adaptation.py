@@ -33,7 +33,12 @@ from taskmem.steer import read_adapter
 
 SHARED = ("rollout_cache", "judge_scoring", "evaluate policy")
 OF_A_SHARD = ("collect", "mine", "adapt", "gate", "promote")
-STAGES = (*SHARED, *(f"{stage}/{shard['name']}" for shard in SHARDS for stage in OF_A_SHARD), "lineage_record")
+STAGES = (
+    *SHARED,
+    *(f"{stage}/{shard['name']}" for shard in SHARDS for stage in OF_A_SHARD),
+    "lineage_record",
+    "notify",
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What is known to go wrong with kfp 2.17 goes wrong in none of our pipelines; each trap is shown on one that falls into it."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ir_traps import (
     run_placeholders,
 )
 from local_parts import Run, run
+from pushed import Listener, parsed
 from trapped_parts import TAGGED, around, artifacts_alone, optional, parsing, quoted, straight, trapped
 
 from components.images import UNPLACED, Images, load_images
@@ -34,6 +37,7 @@ from taskmem.feedback import EventLog
 from taskmem.files import sha256_bytes
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.records import FeedbackEvent, Memory, read_records
+from taskmem.store import Store, open_store
 
 PINNED = Images(data="registry.test/data@sha256:" + "d" * 64, train="registry.test/train@sha256:" + "7" * 64)
 ITEMS = [{"name": "a"}, {"name": "b"}]
@@ -52,9 +56,12 @@ REASONS = {
     "cafe": "too little feedback: 4 questions in all, needs 5;",
     "home": "too little feedback: 5 questions in all, needs 9;",
 }
+GROUP = "/metrics/job/taskmem_adaptation/of/{of}/profile/miniature"
+ENDED = {f"taskmem_adaptation_environments[{end}]": 0.0 for end in ("promoted", "kept", "skipped", "failed")}
+JUDGED = {"taskmem_judge_unscored_share": 0.0, "taskmem_calls_cost": 0.0}
 NEVER_REUSED: dict[str, set[str]] = {
     "phase_one": set(),
-    "adaptation": {"collect", "gate", "promote", "lineage_record"},
+    "adaptation": {"collect", "gate", "promote", "lineage_record", "notify"},
     # its store is its own: no watermark is read, and nobody else moves a champion
     "end_to_end": {"promote", "lineage_record"},
 }
@@ -103,8 +110,30 @@ def events(folder: Path, environment: str, asked: int) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Nights:
+    """A night that went well and one that failed, what a Pushgateway was told of either, and the store after both."""
+
+    finished: Run
+    failed: Run
+    told: dict[str, str]
+    told_of_failed: dict[str, str]
+    store: Store
+
+
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def gateway() -> Iterator[Listener]:
+    with Listener().running() as listener:
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def night(nights: Nights) -> Run:
+    return nights.finished
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, gateway: Listener) -> Nights:
     """The real nightly pipeline on this machine: two shards, three environments, two with settings of their own."""
     folder = tmp_path_factory.mktemp("night")
     sizes = {"stream_segments": 2, "phase_one": 1, "deployment": 1, "development": 1, "held_out": 1}
@@ -126,7 +155,14 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "profile": settings,
         "world": str(world / "deployment"),
     }
-    return run(adaptation(Placement(profile, PINNED)), folder / "run", shards=SHARDS, **arguments)
+    pipeline = adaptation(Placement(profile, PINNED))
+    arguments["pushgateway"] = gateway.url
+    finished = run(pipeline, folder / "run", shards=SHARDS, **arguments)
+    told = dict(gateway.groups)
+    gateway.groups.clear()
+    (folder / "nothing").mkdir()
+    failed = run(pipeline, folder / "failed", shards=SHARDS, **{**arguments, "segments": str(folder / "nothing")})
+    return Nights(finished, failed, told, dict(gateway.groups), open_store(arguments["store"]))
 
 
 def outcomes(night: Run, stage: str, output: str) -> dict[str, Outcome]:
@@ -187,6 +223,22 @@ def test_the_record_of_the_night_has_every_environment_once_with_its_own_reason(
     assert sorted(recorded) == sorted(ASKED)
     for environment, outcome in recorded.items():
         assert outcome.reason.startswith(REASONS[environment])
+
+
+def test_what_became_of_the_night_is_told_with_the_time_and_nothing_stays_in_the_store(nights: Nights) -> None:
+    outcome, success = (nights.told[GROUP.format(of=of)] for of in ("night", "success"))
+    assert parsed(outcome) == {**ENDED, "taskmem_adaptation_environments[skipped]": 3.0, **JUDGED}
+    assert abs(time.time() - parsed(success)["taskmem_adaptation_last_success_timestamp_seconds"]) < 600
+    assert list(nights.store.list("nights/")) == []
+
+
+def test_a_night_that_fails_is_told_too_and_takes_away_no_success(nights: Nights) -> None:
+    assert nights.failed.finished is None
+    assert "rollout_cache: " in str(nights.failed.error)
+    assert nights.failed.said["notify"] == "done"
+    assert set(nights.told_of_failed) == {GROUP.format(of="night")}
+    told = parsed(nights.told_of_failed[GROUP.format(of="night")])
+    assert told == {**ENDED, "taskmem_adaptation_environments[failed]": 3.0}
 
 
 def test_an_evaluation_that_is_given_neither_adapter_nor_feedback_is_the_policy_s_own(night: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from registry_parts import NOW, objects, overwrite, promote, publish_light
 
 from taskmem.errors import UserError
-from taskmem.registry import challenge, challenger, rollback
+from taskmem.registry import challenge, challenger, kept_in_a_row, rollback
 from taskmem.store import LocalStore
 
 KEY = "registry/door/challenger"
@@ -38,6 +38,19 @@ def test_a_challenger_that_is_champion_is_none_until_it_is_rolled_back(published
     assert challenger(published, "door") is None
     rollback(published, "door", "Bo", NOW)
     assert challenger(published, "door") == "v2"
+
+
+def test_challengers_that_were_kept_are_counted_since_the_last_one_that_was_promoted(published: LocalStore) -> None:
+    assert kept_in_a_row(published, "door") == 0
+    counts = []
+    for version, promoted in (("v1", False), ("v2", True), ("v3", False)):
+        challenge(published, "door", version)
+        if promoted:
+            promote(published, "door", version, None)
+        counts.append(kept_in_a_row(published, "door"))
+    assert counts == [1, 0, 1]
+    rollback(published, "door", "Bo", NOW)
+    assert kept_in_a_row(published, "door") == 1
 
 
 def test_only_a_version_can_be_a_challenger(published: LocalStore) -> None:
