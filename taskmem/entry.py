@@ -11,14 +11,13 @@ import functools
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from taskmem.config import Profile, parse_profile
 from taskmem.errors import UserError
-from taskmem.progress import Progress
+from taskmem.progress import progress_lines
 from taskmem.records import read_json, read_records
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ IMAGE = "TASKMEM_IMAGE"
 """The variable in which a task is told which image it runs in."""
 TRUNK_CACHE = "TASKMEM_TRUNK_CACHE"
 """The variable that may name a folder for trunk states which outlives the task; by default they go with it."""
-SECONDS_BETWEEN = 0.2  # two lines of progress
 
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
@@ -47,19 +45,6 @@ def entry(function: Callable[P, R]) -> Callable[P, R]:
             sys.exit(2)
 
     return guarded
-
-
-def progress_lines() -> Progress:
-    """Progress as lines of the log."""
-    last = 0.0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if done >= total or time.monotonic() - last > SECONDS_BETWEEN:
-            last = time.monotonic()
-            print(f"::progress {done}/{total}", flush=True)
-
-    return tell
 
 
 def _backends(profile: Profile, world: str | None) -> "Backends":
@@ -386,23 +371,15 @@ def lineage_record(
     record: str,
     summary: str,
 ) -> Numbers:
-    """Write down what a run was made of and what became of every environment; record it in `lineage`, "" for nowhere.
-
-    Its numbers are left in the store for the exit handler of the run `run`, "" if it has none.
-    """
+    """Write down what a run was made of and what became of every environment; record it in `lineage`, "" for nowhere."""
     from taskmem.lineage.outcome import OUTCOMES, Outcome
     from taskmem.lineage.stage import Places, record_stage
-    from taskmem.stages.night import hand_over, night_of
     from taskmem.stages.shard import Shard, log
-    from taskmem.store import open_store
 
     artifacts = {name: [Path(path) for path in paths] for name, paths in used.items()}
     ended = [o for path in outcomes for o in read_records(Path(path) / OUTCOMES, Outcome)]
     specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
-    settings, where = parse_profile(profile), Places(store, lineage, remote)
-    if run:
-        # before what can fail: a night whose record cannot be written has moved its champions all the same
-        hand_over(open_store(store), run, night_of(ended, open_store(store), artifacts, settings))
+    settings, where = parse_profile(profile), Places(store, lineage, remote, run)
     record_stage(artifacts, ended, specs, settings, _image(), seed, where, Path(record), Path(summary), log)
     return _counts(ended)
 
@@ -413,9 +390,5 @@ def notify(
 ) -> Numbers:
     """Tell the Pushgateway at the URL `pushgateway`, "" for none, what became of the run `run`, which ended as `state`."""
     from taskmem.stages.notify import notify as stage
-    from taskmem.stages.shard import Shard, log
 
-    settings = parse_profile(profile)
-    specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
-    night = stage(state, run, [spec.environment for spec in specs], store, pushgateway, settings.name, time.time(), log)
-    return _numbers({status: night.outcomes[status] for status in night.outcomes} if night else {})
+    return _numbers(stage(state, run, shards, store, pushgateway, parse_profile(profile)))

@@ -15,10 +15,11 @@ import pytest
 
 from taskmem import entry as entries
 from taskmem.config import load_profile
-from taskmem.entry import IMAGE, entry, progress_lines
+from taskmem.entry import IMAGE, entry
 from taskmem.errors import UserError
 from taskmem.feedback import EventLog
 from taskmem.lineage.outcome import OUTCOMES, Outcome
+from taskmem.progress import SECONDS_BETWEEN, progress_lines
 from taskmem.records import FeedbackEvent, write_json, write_records
 from taskmem.world.facts import TYPES, VALUES
 from taskmem.world.judges import Truth
@@ -125,9 +126,9 @@ def test_progress_is_told_at_once_now_and_then_and_at_the_end(capsys: pytest.Cap
     start = time.monotonic()
     for done in range(2, 1000):
         tell(done, 1000)
-    allowed = (time.monotonic() - start) / entries.SECONDS_BETWEEN + 1
+    allowed = (time.monotonic() - start) / SECONDS_BETWEEN + 1
     assert len(lines(capsys)) <= allowed
-    time.sleep(entries.SECONDS_BETWEEN * 1.1)
+    time.sleep(SECONDS_BETWEEN * 1.1)
     tell(999, 1000)
     tell(1000, 1000)
     assert lines(capsys) == ["::progress 999/1000", "::progress 1000/1000"]

@@ -9,6 +9,7 @@ from typing import Protocol
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.lineage.layout import Member
+from taskmem.lineage.night import hand_over, night_of
 from taskmem.lineage.outcome import Outcome
 from taskmem.lineage.record import write_lineage
 from taskmem.lineage.repository import record_run
@@ -21,11 +22,15 @@ WORK = ".lineage"
 
 @dataclass(frozen=True)
 class Places:
-    """URLs: the object store of the registry, the lineage's git repository and its DVC remote; "" for no such."""
+    """URLs: the object store of the registry, the lineage's git repository and its DVC remote; "" for no such.
+
+    `run` is the run that has an exit handler, to which the night's numbers go by way of the store; "" for none.
+    """
 
     store: str
     lineage: str
     remote: str
+    run: str = ""
 
 
 class Spec(Protocol):
@@ -64,6 +69,10 @@ def record_stage(
     Then the run is recorded in the lineage repository, with a folder beside `out` for temporary files. `note` is told the
     steps and the commit. UserError as `write_lineage` and `record_run`.
     """
+    if where.run:
+        # before what can fail: a night whose record cannot be written has moved its champions all the same
+        registry = open_store(where.store)
+        hand_over(registry, where.run, night_of(outcomes, registry, artifacts, profile))
     write_lineage(artifacts, outcomes, profile, image, seed, out, summary)
     if not where.lineage:
         return

@@ -4,16 +4,20 @@ A Pushgateway never forgets a series, so every push replaces one group as a whol
 one that succeeded, whose time a failed night must not take away.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
+from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
+from taskmem.config import Profile
 from taskmem.errors import UserError
-from taskmem.progress import Note, unheard
+from taskmem.lineage.night import ENDS, Night, failed_night, forget, handed_over
+from taskmem.progress import Note
 from taskmem.records import one_line
-from taskmem.stages.night import ENDS, Night, failed_night, forget, handed_over
+from taskmem.stages.shard import Shard, log
 from taskmem.store import open_store
 
 JOB = "taskmem_adaptation"
@@ -24,18 +28,18 @@ SECONDS = 30.0
 def notify(
     state: str,
     run: str,
-    environments: Sequence[str],
+    shards: Sequence[Mapping[str, Any]],
     store: str,
     pushgateway: str,
-    profile: str,
-    now: float,
-    note: Note = unheard,
-) -> Night | None:
-    """Push the outcome of the run `run` of `profile`, which ended as `state` at the Unix time `now`; returns it.
+    profile: Profile,
+    clock: Callable[[], float] = time.time,
+    note: Note = log,
+) -> Mapping[str, int]:
+    """Push the outcome of the run `run`, which ended as `state` at the Unix time of `clock`; returns environments by status.
 
     Without `pushgateway` nothing is pushed. What the run left in the store goes with the last push; a run that succeeded and left
-    nothing has been told of already, and one that failed before it left anything failed for all `environments`. UserError for
-    what is no http(s) URL, or has a password in it, and if the gateway does not take it.
+    nothing has been told of already, and one that failed before it left anything failed for all environments of `shards`.
+    UserError for what is no http(s) URL, or has a password in it, and if the gateway does not take it.
     """
     if pushgateway:
         _check(pushgateway)
@@ -43,15 +47,15 @@ def notify(
     night = handed_over(registry, run)
     if night is None and state == SUCCEEDED:
         note(f"run {run}: its outcome has been told")
-        return None
-    night = night or failed_night(environments)
+        return {}
+    night = night or failed_night([s.environment for shard in shards for s in Shard.parse(shard).environments])
     if pushgateway:
-        _push(pushgateway, outcome(night), profile, "night")
+        _push(pushgateway, outcome(night), profile.name, "night")
         if state == SUCCEEDED:
-            _push(pushgateway, success(now), profile, "success")
+            _push(pushgateway, success(clock()), profile.name, "success")
         note(f"run {run}: {pushgateway} has its outcome")
     forget(registry, run)
-    return night
+    return {str(end): count for end, count in night.outcomes.items()}
 
 
 def outcome(night: Night) -> CollectorRegistry:

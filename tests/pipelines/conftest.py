@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from cluster_parts import cluster, ir
+
+__all__ = ["cluster", "ir"]
 
 
 @pytest.fixture

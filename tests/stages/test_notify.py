@@ -1,15 +1,16 @@
 """What Prometheus is told of a night: its outcome whole, each night in place of the last, and when one last succeeded."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from pushed import REAL, Listener, free_port, parsed, pushgateway
 
+from taskmem.config import load_profile
 from taskmem.errors import UserError
-from taskmem.stages.night import Night, hand_over, handed_over
+from taskmem.lineage.night import Night, hand_over, handed_over
 from taskmem.stages.notify import notify
 from taskmem.store import LocalStore, open_store
 
@@ -32,11 +33,12 @@ LOST = {
     "taskmem_adaptation_environments[skipped]": 0.0,
     "taskmem_adaptation_environments[failed]": 2.0,
 }
+PROFILE = load_profile("miniature")
 LAST, SUCCESS = (
     "taskmem_adaptation_last_success_timestamp_seconds",
-    "/metrics/job/taskmem_adaptation/of/success/profile/p",
+    "/metrics/job/taskmem_adaptation/of/success/profile/miniature",
 )
-OUTCOME = "/metrics/job/taskmem_adaptation/of/night/profile/p"
+OUTCOME = "/metrics/job/taskmem_adaptation/of/night/profile/miniature"
 
 
 @pytest.fixture
@@ -57,17 +59,19 @@ def told(
     state: str = "SUCCEEDED",
     now: float = 100.0,
     night: Night | None = NIGHT,
-) -> Night | None:
+) -> Mapping[str, int]:
     """A run that ended as `state`, having left the numbers of `night`."""
     if night is not None:
         hand_over(store, "run-1", night)
-    return notify(state, "run-1", ["door", "room", "door"], str(tmp_path / "store"), url, "p", now)
+    named = [[{"environment": "door"}, {"environment": "room"}], [{"environment": "door"}]]
+    shards = [{"name": f"s{number}", "environments": environments} for number, environments in enumerate(named)]
+    return notify(state, "run-1", shards, str(tmp_path / "store"), url, PROFILE, lambda: now)
 
 
 def test_a_night_that_succeeded_is_told_whole_with_its_time(
     store: LocalStore, tmp_path: Path, gateway: Listener
 ) -> None:
-    assert told(store, tmp_path, gateway.url) == NIGHT
+    assert told(store, tmp_path, gateway.url) == NIGHT.outcomes
     assert set(gateway.groups) == {OUTCOME, SUCCESS}
     assert gateway.series(OUTCOME) == TOLD
     assert gateway.series(SUCCESS) == {LAST: 100.0}
@@ -100,12 +104,12 @@ def test_told_again_a_night_that_succeeded_changes_nothing(
 ) -> None:
     told(store, tmp_path, gateway.url)
     before = dict(gateway.groups)
-    assert told(store, tmp_path, gateway.url, now=200.0, night=None) is None
+    assert told(store, tmp_path, gateway.url, now=200.0, night=None) == {}
     assert gateway.groups == before
 
 
 def test_without_a_gateway_nothing_is_pushed_and_nothing_stays(store: LocalStore, tmp_path: Path) -> None:
-    assert told(store, tmp_path, "") == NIGHT
+    assert told(store, tmp_path, "") == NIGHT.outcomes
     assert list(store.list("")) == []
 
 

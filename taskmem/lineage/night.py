@@ -12,12 +12,13 @@ from taskmem.records import Index, Record, read_json
 from taskmem.registry import kept_in_a_row
 from taskmem.registry.objects import parse, put_content, stored, to_bytes
 from taskmem.settings import NonNegative, Positive, Share
-from taskmem.stages.common import SUMMARY
 from taskmem.store import Store
 
 FOLDER = "nights"
 End = Literal["promoted", "kept", "skipped", "failed"]
 ENDS: tuple[End, ...] = get_args(End)
+JUDGED = "summary.json"
+"""What judge_scoring leaves beside its judgements."""
 ASKING = ("judgements", "preferences", "verdicts", "champion")
 """The artifacts of the stages that ask judges, answerer and grader: below them lie the ledgers of their calls."""
 
@@ -46,7 +47,7 @@ def night_of(
     """
     held = {outcome.environment for outcome in outcomes if outcome.status in ("promoted", "kept")}
     (judgements,) = artifacts["judgements"]
-    judged = read_json(judgements / SUMMARY)
+    judged = read_json(judgements / JUDGED)
     return Night(
         outcomes={end: sum(outcome.status == end for outcome in outcomes) for end in ENDS},
         kept_nights=min((kept_in_a_row(registry, environment) for environment in held), default=None),
