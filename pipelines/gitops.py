@@ -53,6 +53,8 @@ def write_manifests(
     named = KubernetesManifestOptions(
         pipeline_name=package.name,
         pipeline_version_name=package.version,
+        # by which the API server is asked for it
+        pipeline_version_display_name=package.version,
         namespace=job.namespace,
         include_pipeline_manifest=True,
     )

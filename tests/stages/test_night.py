@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from promotion_parts import Ends, outcome, three_adapters
-from taskmem.stages.night import ASKING, Night, failed_night, hand_over, handed_over, night_of
 
 from taskmem.config import Profile, load_profile, override
 from taskmem.endpoint.ledger import Ledger
 from taskmem.endpoint.purse import Charge
 from taskmem.errors import UserError
+from taskmem.lineage.night import ASKING, Night, failed_night, hand_over, handed_over, night_of
 from taskmem.records import write_json
 from taskmem.store import LocalStore
 
