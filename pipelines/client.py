@@ -7,7 +7,6 @@ an empty answer. Nothing is tried again here, for every command may be run again
 # mypy: disable-error-code="import-untyped"
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +101,6 @@ class Kubeflow:
     """The calls that the commands need. Every method raises UserError, one line, for whatever goes wrong."""
 
     def __init__(self, where: Connection) -> None:
-        # it says every request's headers, the token among them, at level DEBUG
-        logging.getLogger("urllib3").setLevel(logging.WARNING)
         settings = kfp_server_api.Configuration(host=where.host)
         settings.retries = urllib3.Retry(total=0)
         settings.ssl_ca_cert = str(where.ca) if where.ca else None

@@ -22,6 +22,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "STRUCT": (dict,),
 }
 DIGITS = 16
+SEPARATOR = "\n---\n"  # between the specification and what belongs to Kubernetes
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,16 @@ def read_package(path: Path) -> Package:
     """The IR in a file; UserError if it is none."""
     try:
         data = path.read_bytes()
-        documents = list(yaml.load_all(data, Loader=yaml.CSafeLoader))
+        parts = data.decode("utf-8").split(SEPARATOR)
+        documents = [yaml.load(part, Loader=yaml.CSafeLoader) for part in parts]
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give a file that `taskmem compile` wrote"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no YAML ({one_line(str(error))}); give a file that `taskmem compile` wrote") from None
-    name = _name(documents[0]) if documents else None
-    if name is None or not 1 <= len(documents) <= 2:
+    name = _name(documents[0])
+    if name is None or len(documents) > 2:
         raise UserError(f"{path}: no compiled pipeline; give a file that `taskmem compile` wrote")
     spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
     return Package(path, name, spec, f"{name}-{sha256_bytes(data)[:DIGITS]}")

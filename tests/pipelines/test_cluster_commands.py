@@ -99,7 +99,7 @@ def test_a_missing_parameter_is_named(cluster: Cluster) -> None:
     one_line(cluster.taskmem("submit", cluster.ir), "--params: events: missing; taskmem-adaptation needs it")
 
 
-@pytest.mark.parametrize("text", ["", "[", "a: 1", "root: 1\npipelineInfo: {name: x}", "- 1"])
+@pytest.mark.parametrize("text", ["", "[", "a: 1", "\x00", "root: 1\npipelineInfo: {name: x}", "- 1"])
 def test_what_is_no_compiled_pipeline_is_one_line(cluster: Cluster, text: str) -> None:
     file = cluster.folder / "ir.yaml"
     file.write_text(text)
