@@ -43,7 +43,7 @@ class Listener:
 
     @contextmanager
     def running(self) -> Iterator["Listener"]:
-        thread = threading.Thread(target=self._server.serve_forever)
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield self
