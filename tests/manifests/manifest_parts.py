@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 OVERLAYS = ("dev", "prod")
-PLACES = ("cluster", *(f"overlays/{name}" for name in OVERLAYS))
+PLACES = ("cluster", "fill", *(f"overlays/{name}" for name in OVERLAYS))
 TOOLS = ROOT / ".venv-manifests" / "bin"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 Document = dict[str, Any]
@@ -48,7 +48,9 @@ def rules() -> list[Document]:
 
 
 def rule_groups() -> list[Document]:
-    found = [d for path in files() for d in documents(path.read_text(encoding="utf-8")) if d["kind"] == "PrometheusRule"]
+    found = [
+        d for path in files() for d in documents(path.read_text(encoding="utf-8")) if d["kind"] == "PrometheusRule"
+    ]
     return [group for document in found for group in document["spec"]["groups"]]
 
 

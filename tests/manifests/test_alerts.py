@@ -109,9 +109,7 @@ def test_an_alert_s_words_use_only_labels_that_it_has(alert: dict) -> None:
     labels = re.findall(rf'labels: \'ALERTS\{{alertname="{alert["alert"]}", (.*?)\}}\'', cases)
     for text in alert["annotations"].values():
         for inside in re.findall(r"\{\{(.*?)\}\}", text):
-            assert re.fullmatch(
-                r" (\$labels\.\w+|\$value|\$value \| humanize(Duration|Percentage)?) ", inside
-            ), inside
+            assert re.fullmatch(r" (\$labels\.\w+|\$value|\$value \| humanize(Duration|Percentage)?) ", inside), inside
         for label in re.findall(r"\$labels\.(\w+)", text):
             assert labels
             assert all(f'{label}="' in found for found in labels)

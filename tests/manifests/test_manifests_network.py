@@ -75,7 +75,9 @@ def test_what_is_not_named_is_denied(overlay: Cluster) -> None:
 def test_what_comes_in_is_this_and_nothing_else(overlay: Cluster) -> None:
     callers = {
         "taskmem-policy": {
-            8100: {"taskmem-agent", "ingress-nginx", "monitoring"},
+            8100: {"taskmem-agent", "ingress-nginx"},
+            # environments' names are not for callers
+            8101: {"monitoring"},
             8000: {"stages", "monitoring"},
         },
         "taskmem-agent": {8200: {"ingress-nginx", "monitoring"}},

@@ -55,7 +55,7 @@ def check(document: Document, version: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_every_document_is_valid(place: str, version: str) -> None:
     made = documents(rendered(place))
-    assert len(made) >= 5
+    assert len(made) >= 2
     for document in made:
         check(document, version)
 
@@ -67,7 +67,9 @@ def test_every_schema_of_ours_is_used_and_is_a_schema() -> None:
         assert kind in made
 
 
-@pytest.mark.parametrize("kind", ["StatefulSet", "NetworkPolicy", "HorizontalPodAutoscaler", "ServiceMonitor", "LocalQueue"])
+@pytest.mark.parametrize(
+    "kind", ["StatefulSet", "NetworkPolicy", "HorizontalPodAutoscaler", "ServiceMonitor", "LocalQueue"]
+)
 def test_a_misspelled_field_is_found(kind: str) -> None:
     document = next(d for d in documents(rendered("overlays/prod")) if d["kind"] == kind)
     for where in ("spec", "metadata"):

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from manifest_parts import OVERLAYS, Cluster, containers, documents, files, pod, rendered, tool
+from manifest_parts import PLACES, Cluster, containers, documents, files, pod, rendered, tool
 
 pytestmark = pytest.mark.system
 # the volume types that the restricted standard knows
@@ -74,7 +74,7 @@ def test_what_serves_ends_in_order_and_with_time_for_what_is_in_flight(overlay: 
         spec = pod(workload)["spec"]
         if workload["metadata"]["name"] == "taskmem-pushgateway":
             continue
-        assert spec["terminationGracePeriodSeconds"] >= 900
+        assert spec["terminationGracePeriodSeconds"] >= 700
         assert len(spec["topologySpreadConstraints"]) == 2
         for container in spec["containers"]:
             assert container["lifecycle"]["preStop"]["exec"]["command"]
@@ -104,9 +104,9 @@ def test_a_role_names_what_it_may_and_no_more(overlay: Cluster) -> None:
     assert {verb for group, _, verb, _ in rights if group == ""} <= {"get", "list", "watch"}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_a_policy_scanner_finds_nothing_that_is_not_explained(name: str, tmp_path: Path) -> None:
-    text = rendered(f"overlays/{name}")
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "cluster"])
+def test_a_policy_scanner_finds_nothing_that_is_not_explained(place: str, tmp_path: Path) -> None:
+    text = rendered(place)
     (tmp_path / "manifests.yaml").write_text(text, encoding="utf-8")
     command = [tool("checkov"), "--skip-download", "--framework", "kubernetes", "--compact", "--output", "json"]
     done = subprocess.run(
@@ -116,8 +116,10 @@ def test_a_policy_scanner_finds_nothing_that_is_not_explained(name: str, tmp_pat
     assert report["results"]["parsing_errors"] == []
     assert report["results"]["failed_checks"] == []
     assert done.returncode == 0
-    assert report["summary"]["passed"] > 250
-    skipped = {(check["check_id"], check["check_result"]["suppress_comment"]) for check in report["results"]["skipped_checks"]}
+    assert report["summary"]["passed"] > (250 if place.startswith("overlays") else 60)
+    skipped = {
+        (check["check_id"], check["check_result"]["suppress_comment"]) for check in report["results"]["skipped_checks"]
+    }
     assert {check for check, _ in skipped} == {"CKV_K8S_35", "CKV_K8S_40"}
     assert all(len(reason) > 20 for _, reason in skipped)
 
