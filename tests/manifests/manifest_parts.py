@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 OVERLAYS = ("dev", "prod")
-PLACES = ("cluster", "fill", *(f"overlays/{name}" for name in OVERLAYS))
+PLACES = ("cluster", "fill", "nodes", *(f"overlays/{name}" for name in OVERLAYS))
 TOOLS = ROOT / ".venv-manifests" / "bin"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 Document = dict[str, Any]

@@ -164,6 +164,19 @@ def test_prometheus_takes_the_rules(checked: Path) -> None:
 
 
 @pytest.mark.system
+def test_prometheus_understands_what_the_dashboard_asks(tmp_path: Path) -> None:
+    asked = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
+    expressions = [text.replace("$namespace", "taskmem") for text in asked]
+    as_rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions)]
+    (tmp_path / "asked.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "d", "rules": as_rules}]}), encoding="utf-8"
+    )
+    done = promtool("check", "rules", "asked.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
+
+
+@pytest.mark.system
 @pytest.mark.parametrize("cases", sorted(path.name for path in CASES.glob("*.yaml")))
 def test_the_alerts_fire_when_they_should_and_only_then(cases: str, checked: Path) -> None:
     done = promtool("test", "rules", cases, folder=checked)

@@ -15,6 +15,7 @@ NAMESPACE = "kubernetes.io/metadata.name"
 # what runs in clusters that are not ours to make
 OTHERS = {"kube-system", "monitoring", "ingress-nginx", "judges"}
 STAGE = {"app.kubernetes.io/name": "taskmem", "app.kubernetes.io/part-of": "taskmem"}
+NODE = {"app.kubernetes.io/part-of": "taskmem", "app.kubernetes.io/component": "phase_one_gspo"}
 
 
 def namespace(document: Document) -> str:
@@ -51,6 +52,8 @@ def flows(overlay: Cluster, direction: str) -> set[tuple[str, str, int]]:
     """(caller, called, port) of everything that the policies let in ("ingress") or out ("egress")."""
     found = set()
     for policy in overlay.of("NetworkPolicy"):
+        if name(policy) == "taskmem-nodes":
+            continue  # no ports: see the test of it
         own = overlay.chosen(policy["spec"]["podSelector"], namespace(policy))
         selected = {name(workload): ports(workload) for workload in own} or {"stages": {}}
         for rule in policy["spec"].get(direction, []):
@@ -130,7 +133,15 @@ def test_every_policy_is_about_pods_that_there_are(overlay: Cluster) -> None:
         if namespace(policy) == serving(overlay):
             assert overlay.chosen(selector, namespace(policy))
         else:
-            assert selector["matchLabels"].items() <= STAGE.items()
+            assert selector["matchLabels"].items() <= (STAGE | NODE).items()
+
+
+def test_the_nodes_of_a_training_reach_each_other_on_every_port_and_nobody_else(overlay: Cluster) -> None:
+    (policy,) = [policy for policy in overlay.of("NetworkPolicy") if name(policy) == "taskmem-nodes"]
+    peer = {"podSelector": {"matchLabels": NODE}}
+    assert policy["spec"]["podSelector"] == peer["podSelector"]
+    assert policy["spec"]["ingress"] == [{"from": [peer]}]
+    assert policy["spec"]["egress"] == [{"to": [peer]}]
 
 
 def test_the_stages_have_the_labels_that_the_policies_know_them_by(tmp_path: Path) -> None:
@@ -140,3 +151,8 @@ def test_the_stages_have_the_labels_that_the_policies_know_them_by(tmp_path: Pat
     assert executors
     for executor in executors:
         assert executor["podMetadata"]["labels"].items() >= STAGE.items()
+    text = (tmp_path / "phase_one.yaml").read_text(encoding="utf-8")
+    _, platform = yaml.load_all(text, Loader=yaml.CSafeLoader)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    labels = [executor["podMetadata"]["labels"] for executor in executors]
+    assert len([found for found in labels if found.items() >= NODE.items()]) == 1

@@ -55,7 +55,7 @@ def check(document: Document, version: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_every_document_is_valid(place: str, version: str) -> None:
     made = documents(rendered(place))
-    assert len(made) >= 2
+    assert made
     for document in made:
         check(document, version)
 
