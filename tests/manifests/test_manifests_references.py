@@ -3,10 +3,13 @@
 import re
 
 import pytest
-from manifest_parts import ROOT, Cluster, Document, containers, documents, pod, ports, rendered
+from manifest_parts import MANIFESTS, ROOT, Cluster, Document, containers, documents, files, pod, ports, rendered
 
+from components.images import REGISTRY
 from components.placement import USER
 from taskmem.config import load_profile
+from taskmem.gateway.settings import GatewaySettings
+from taskmem.service.running import LAST_SECONDS
 
 pytestmark = pytest.mark.system
 
@@ -161,6 +164,35 @@ def test_every_image_is_named_by_digest(overlay: Cluster) -> None:
     assert len(images) == 4
     for image in images:
         assert re.fullmatch(r"[a-z0-9./-]+@sha256:[0-9a-f]{64}", image)
+
+
+def test_our_images_are_named_in_one_place_and_as_the_pipelines_name_theirs() -> None:
+    (named,) = documents((MANIFESTS / "images" / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert [image["name"] for image in named["images"]] == [f"{REGISTRY}/serve", "quay.io/prometheus/pushgateway"]
+    for path in files():
+        if path.parent.name != "images":
+            assert "sha256:" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_pod_is_added_before_a_gateway_has_no_place_left(overlay: Cluster) -> None:
+    (scaler,) = [s for s in overlay.of("HorizontalPodAutoscaler") if s["metadata"]["name"] == "taskmem-policy"]
+    targets = {
+        metric["pods"]["metric"]["name"]: int(metric["pods"]["target"]["averageValue"])
+        for metric in scaler["spec"]["metrics"]
+    }
+    settings = GatewaySettings()
+    assert 0 < targets["taskmem_gateway_in_flight"] < settings.in_flight
+    assert 0 < targets["taskmem_gateway_waiting"] < settings.waiting
+
+
+def test_a_pod_that_stops_may_take_as_long_as_the_longest_reply(overlay: Cluster) -> None:
+    longest = {
+        "taskmem-policy": GatewaySettings().reply_seconds,
+        "taskmem-agent": load_profile("qwen3-vl-30b").calls.policy.reply_seconds,
+    }
+    for workload in overlay.workloads:
+        if seconds := longest.get(workload["metadata"]["name"]):
+            assert pod(workload)["spec"]["terminationGracePeriodSeconds"] >= seconds + 10 + LAST_SECONDS
 
 
 def test_ours_run_as_the_user_that_the_images_are_built_for(overlay: Cluster) -> None:
