@@ -7,7 +7,7 @@ are sampled once and kept in the store. However the night ends, its exit handler
 for kfp lets none out of what an exit handler watches over: record and summary are the task lineage_record's.
 """
 
-from typing import List, NamedTuple
+from typing import Any, List, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model
@@ -32,11 +32,13 @@ class Night(NamedTuple):
 def _fan_out(put: Placement) -> BaseComponent:
     """All shards: collect, then adapt."""
     adapt = adapt_shard(put)
+    events_kind: Any = Input[Dataset] if put.from_logs else str
+    events_name = "events" if put.from_logs else "parts"
 
     @dsl.pipeline(name="shards", description="Every shard of environments.")
     def shards_pipeline(
         shards: List[dict],
-        events: Input[Dataset],
+        events: events_kind,
         rollouts: Input[Dataset],
         judgements: Input[Dataset],
         segments: Input[Dataset],
@@ -49,7 +51,7 @@ def _fan_out(put: Placement) -> BaseComponent:
         seed: int,
     ) -> Night:
         with dsl.ParallelFor(shards, name="shard", parallelism=8) as shard:
-            collected = feedback_collection(shard=shard, events=events, store=store, profile=profile)
+            collected = feedback_collection(shard=shard, store=store, profile=profile, **{events_name: events})
             # the watermark lies in the store, where no cache sees it
             put(collected, "feedback_collection", "collect", cached=False)
             done = adapt(
@@ -101,7 +103,8 @@ def adaptation(put: Placement) -> BaseComponent:
 
         Args:
             shards: environments by shard, each shard one job.
-            events: URI of a folder of feedback logs, <environment>.jsonl.
+            events: URI of a folder of feedback logs, <environment>.jsonl; where the profile's feedback comes in parts, URL of
+                the object store that the agents ship it to.
             segments: URI of the deployment's segments, as video_segmentation wrote them.
             policy: URI of the Phase One policy.
             gate_segments: URI of the segments that challenger and champion are compared on.
@@ -114,9 +117,8 @@ def adaptation(put: Placement) -> BaseComponent:
             remote: s3://bucket/prefix or folder that DVC keeps the data of those commits in; needed with `lineage`.
             pushgateway: URL of the Prometheus Pushgateway that is told the night's outcome; without one nobody is.
         """
-        film, held_out, asked, logs = (
-            importer(uri, Dataset) for uri in (segments, gate_segments, gate_questions, events)
-        )
+        film, held_out, asked = (importer(uri, Dataset) for uri in (segments, gate_segments, gate_questions))
+        logs = {"events": importer(events, Dataset)} if put.from_logs else {}
         pi_0 = importer(policy, Model)
         shared = {"profile": profile, "seed": seed}
         truth = importer(world, Dataset) if put.profile.world else None
@@ -130,7 +132,7 @@ def adaptation(put: Placement) -> BaseComponent:
             champion = put(streaming_eval(**arm, policy=pi_0, **shared), "streaming_eval", "evaluate policy")
             night = fan_out(
                 shards=shards,
-                events=logs,
+                **(logs or {"events": events}),
                 rollouts=rollouts,
                 judgements=judgements,
                 segments=film,
@@ -141,7 +143,7 @@ def adaptation(put: Placement) -> BaseComponent:
                 store=store,
                 **shared,
             )
-            made = {"segments": film, "events": logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
+            made = {"segments": film, **logs, "policy": pi_0, "rollouts": rollouts, "judgements": judgements}
             gate = {"gate_segments": held_out, "gate_questions": asked, "champion": champion.outputs["evaluation"]}
             where = {"run": run, "store": store, "lineage": lineage, "remote": remote}
             record(put, night, where, shards=shards, **made, **gate, **shared)

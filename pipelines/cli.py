@@ -10,6 +10,7 @@ import typer
 from pipelines.commands import COMMANDS
 from taskmem.cli import MINIATURE, Out, ProfileName, Resume, Seed, app, console, run, shipped_base
 from taskmem.commands.audit import audit_app
+from taskmem.commands.collect import collect
 from taskmem.commands.erase import erase
 from taskmem.commands.export import export
 from taskmem.commands.gate import gate
@@ -23,7 +24,7 @@ from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tre
 
 RESULTS, REPORT = "results.json", "report.html"
 SHOWN = (RESULTS, REPORT)
-for command in (gate, results, export, *COMMANDS):
+for command in (collect, gate, results, export, *COMMANDS):
     app.command()(command)
 audit_app.command()(erase)
 app.add_typer(registry_app, name="registry")

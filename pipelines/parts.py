@@ -52,6 +52,11 @@ class Placement:
         """`task` with its image and resources; see `components.placement.place`."""
         return place(task, stage, self.profile, self.images, name=name, cached=cached and self.content_keyed)
 
+    @property
+    def from_logs(self) -> bool:
+        """Whether feedback comes as logs, which are an artifact; else in parts of a store, which is a URL."""
+        return self.profile.cluster is None or self.profile.cluster.feedback == "logs"
+
     def truth(self, split: Any) -> dict[str, Any]:
         """The `world` argument of a judging stage: a rendered split, for a profile whose judges know the truth."""
         return {"world": split} if self.profile.world else {}

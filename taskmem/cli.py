@@ -158,24 +158,6 @@ def score(
 
 
 @app.command()
-def collect(
-    log: Annotated[Path, typer.Argument(help="The deployment's event log, or its folder of them.")],
-    out: Out,
-    since: Annotated[
-        Path | None, typer.Option("--since", help="watermark.json of the collection before; by default everything.")
-    ] = None,
-    profile: ProfileName = MINIATURE,
-) -> None:
-    """Collect the recent questions of every environment since a watermark."""
-    from taskmem.feedback import read_watermark
-    from taskmem.stages.collect import feedback_collection
-
-    found = feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out)
-    counts = "  ".join(f"{name} {len(asked)}" for name, asked in found.questions.items()) or "no questions"
-    console.print(f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
-
-
-@app.command()
 def mine(
     judgements: Annotated[Path, typer.Argument(help="Folder that `taskmem score` wrote.")],
     rollouts: Annotated[Path, typer.Option("--rollouts", help="Folder that `taskmem rollouts` wrote.")],

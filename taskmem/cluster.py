@@ -79,8 +79,13 @@ class StageResources(Settings):
 
 
 class ClusterSettings(Settings):
-    """One `StageResources` for each stage of the loop, and for `notify`, which tells what became of a run."""
+    """One `StageResources` for each stage of the loop and for `notify`, which tells what became of a run; how feedback comes.
 
+
+    It comes as a folder of logs that agents write, or in parts that they ship to an object store.
+    """
+
+    feedback: Literal["logs", "parts"] = "logs"
     stages: dict[StageName, StageResources]
 
     @model_validator(mode="after")

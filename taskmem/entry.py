@@ -169,12 +169,12 @@ def deployment(
 
 @entry
 def feedback_collection(shard: Mapping[str, Any], events: str, store: str, profile: str, feedback: str) -> Numbers:
-    """Collect each environment's recent questions, if there are enough new ones."""
+    """Collect each environment's recent questions, if there are enough new ones, from a folder of logs or a store's URL."""
     from taskmem.stages.nightly import collect_shard
     from taskmem.stages.shard import Shard
 
     settings = parse_profile(profile)
-    outcomes = collect_shard(Shard.parse(shard), Path(events), store, settings, Path(feedback))
+    outcomes = collect_shard(Shard.parse(shard), events, store, settings, Path(feedback))
     return _counts(outcomes, "feedback_collection")
 
 

@@ -8,19 +8,20 @@ from components.base import component
 @component
 def feedback_collection(
     shard: dict,
-    events: Input[Dataset],
     store: str,
     profile: str,
     feedback: Output[Dataset],
     metrics: Output[Metrics],
+    events: Input[Dataset] = None,
+    parts: str = "",
 ) -> None:
-    """Collect each environment's questions from its own log, events/<environment>.jsonl.
+    """Collect each environment's questions from its own log, events/<environment>.jsonl, or its parts in the store `parts`.
 
     An environment with too few new ones since its watermark in `store` ("" for none) is skipped, with the reason.
     """
     from taskmem.entry import feedback_collection as stage
 
-    numbers = stage(shard, events.path, store, profile, feedback.path)
+    numbers = stage(shard, events.path if events else parts, store, profile, feedback.path)
     feedback.metadata["failed"] = numbers["failed"]
     for name, value in numbers.items():
         metrics.log_metric(name, value)

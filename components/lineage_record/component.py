@@ -10,7 +10,6 @@ from components.base import component
 @component
 def lineage_record(
     segments: Input[Dataset],
-    events: Input[Dataset],
     gate_segments: Input[Dataset],
     gate_questions: Input[Dataset],
     champion: Input[Dataset],
@@ -32,9 +31,11 @@ def lineage_record(
     record: Output[Dataset],
     summary: Output[Markdown],
     metrics: Output[Metrics],
+    events: Input[Dataset] = None,
 ) -> None:
     """Write lineage.json (the digest of every artifact, the commit, the settings) and outcomes.jsonl of all environments.
 
+    `events` are the logs that feedback was collected from; where it came in parts, what was read of them lies with it.
     Then record the run in the git repository `lineage`, its data in DVC's `remote`; "" for neither. A run that is there already
     changes nothing. Credentials of both come from the environment, never from a parameter. The numbers of the run `run` are left
     in the store for its exit handler, see the component `notify`; "" for a run that has none.
@@ -42,7 +43,7 @@ def lineage_record(
     from taskmem.entry import lineage_record as stage
 
     gate = {"gate_segments": gate_segments, "gate_questions": gate_questions, "champion": champion}
-    used_by_all = {"segments": segments, "events": events, "policy": policy}
+    used_by_all = {"segments": segments, **({"events": events} if events else {}), "policy": policy}
     shared = {**used_by_all, **gate, "rollouts": rollouts, "judgements": judgements}
     sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
     used = {name: [artifact.path] for name, artifact in shared.items()}

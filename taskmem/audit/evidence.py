@@ -10,7 +10,8 @@ from taskmem.audit.links import Link, Problem, compared
 from taskmem.audit.recorded import IN_LINEAGE, Recorded
 from taskmem.audit.registered import MANIFEST
 from taskmem.errors import UserError
-from taskmem.feedback import Collection, read_collection
+from taskmem.feedback import Collection, PartsWatermark, read_collection
+from taskmem.feedback.kept import KeptParts
 from taskmem.files import canonical_json, sha256_bytes
 from taskmem.lineage.graph import EVENTS
 from taskmem.records import Comparison, FeedbackEvent, Judge, Preference, read_json, read_records
@@ -256,9 +257,12 @@ def _known_events(at: Path) -> list[FeedbackEvent]:
 
 def _check_watermark(at: Path, collection: Collection) -> None:
     mark = collection.watermark
-    with at.open("rb") as handle:
-        found = sha256_bytes(handle.read(mark.offset))
-    if found != mark.sha256:
+    if isinstance(mark, PartsWatermark):
+        same = KeptParts(at).end == mark
+    else:
+        with at.open("rb") as handle:
+            same = sha256_bytes(handle.read(mark.offset)) == mark.sha256
+    if not same:
         raise UserError(f"{at}: not the log that the feedback was collected from; restore it from a backup")
 
 

@@ -6,7 +6,7 @@ OUT/refused.jsonl                    Refusal records: file:line, reason
 OUT/watermark.json                   {watermark, events, files}: written last, `files` is the digest of the others
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -151,9 +151,22 @@ def reseal(out: Path) -> None:
     _close(out, closing.watermark, closing.events, {environment: n for environment, n in carried.items() if n})
 
 
-def read_watermark(path: Path) -> Watermark | PartsWatermark:
-    """The watermark in a collection's `watermark.json`, to collect from next; UserError if it cannot be read."""
+def read_watermark(path: Path) -> Watermark | PartsWatermark | None:
+    """The watermark in a collection's `watermark.json`, to collect from next, or in a file of its own; None for the start.
+
+    UserError if it cannot be read.
+    """
+    document = read_json(path)
+    if isinstance(document, dict) and "watermark" not in document:
+        return parse_watermark(document, str(path)) if document else None
     return _read_closing(path).watermark
+
+
+def parse_watermark(document: Mapping[str, Any], where: str) -> Watermark | PartsWatermark:
+    """A watermark from its JSON, a log's or one of parts; UserError naming `where` if it is none."""
+    kind: Any = PartsWatermark if "parts" in document else Watermark
+    found: Watermark | PartsWatermark = _checked(document, where, TypeAdapter(kind))
+    return found
 
 
 def _questions(out: Path, environment: str) -> list[Question]:
@@ -172,8 +185,12 @@ def _read_closing(path: Path) -> _Closing:
 
 
 def _validated(path: Path, kind: TypeAdapter[Any]) -> Any:
+    return _checked(read_json(path), str(path), kind)
+
+
+def _checked(document: Any, path: str, kind: TypeAdapter[Any]) -> Any:
     try:
-        return kind.validate_json(canonical_json(read_json(path)))
+        return kind.validate_json(canonical_json(document))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = one_line(".".join(str(part) for part in first["loc"])) or "the document"

@@ -19,7 +19,7 @@ from pydantic import Field
 from taskmem.errors import UserError
 from taskmem.feedback.collection import PartsWatermark
 from taskmem.feedback.index import event_mark
-from taskmem.feedback.parts import Counts, FeedbackPart, is_header, parse_event, parse_part
+from taskmem.feedback.parts import START, Counts, FeedbackPart, is_header, parse_event, parse_part
 from taskmem.files import atomic_file
 from taskmem.records import FeedbackEvent, Name, Record, dump_record, parse_line
 
@@ -110,6 +110,11 @@ class KeptParts:
             for event in map(parse_event, part.lines):
                 if isinstance(event, FeedbackEvent):
                     self._first.setdefault(event.id, part.header.number)
+
+    @property
+    def end(self) -> PartsWatermark:
+        """The watermark of the last part."""
+        return self._parts[-1].watermark if self._parts else START
 
     def read(self, since: PartsWatermark) -> Iterator[FeedbackPart]:
         """The parts after `since`, in their order."""

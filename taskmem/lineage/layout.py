@@ -27,7 +27,8 @@ from taskmem.lineage.graph import (
 )
 from taskmem.records import read_json
 
-SHARDED = {"feedback": "feedback", "preferences": "preferences", "adapters": "adapter", "verdicts": "verdict"}
+FEEDBACK = "feedback"
+SHARDED = {"feedback": FEEDBACK, "preferences": "preferences", "adapters": "adapter", "verdicts": "verdict"}
 """The kinds of artifacts that a run has one of for each shard, and the folder of an environment's part."""
 LINKED = 64 << 20  # bytes from which a file is hard-linked, not copied
 IGNORED = ".gitignore"
@@ -93,9 +94,10 @@ class Layout:
         self._linked = linked
         self._modes: dict[Path, int] = {}
 
-    def lay(self, source: Path, place: str) -> None:
-        """The file or all files of the folder `source`, at `place` in the work folder."""
+    def lay(self, source: Path, place: str, without: str | None = None) -> None:
+        """The file or all files of the folder `source` but its file `without`, at `place` in the work folder."""
         files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+        files = [path for path in files if without is None or path != source / without]
         if not files:
             raise UserError(f"{source}: has no files, so it cannot be recorded; run the stage that writes it")
         for path in files:
@@ -134,8 +136,8 @@ def lay_environment(
             f"{next(iter(made.values()))}: no environment of the run's shards; give the shards it was made for"
         )
     for out, source in made.items():
-        layout.lay(source, f"{laid.place}/{out}")
-    _lay_inputs(layout, laid, member, made, artifacts["events"])
+        layout.lay(source, f"{laid.place}/{out}", EVENTS if out == FEEDBACK else None)
+    _lay_inputs(layout, laid, member, made, artifacts.get("events", ()))
     variant = Variant(SINCE in laid.kept, member.drawn, CHAMPION in laid.data, member.profile.world is not None)
     laid.stages = variant.stages(made)
     stages = {stage.out for stage in laid.stages}
@@ -148,11 +150,13 @@ def lay_environment(
 
 
 def _lay_inputs(layout: Layout, laid: Laid, member: Member, made: Mapping[str, Path], events: Sequence[Path]) -> None:
-    if "feedback" in made:
-        (logs,) = events
-        layout.lay(log_path(logs, member.environment), f"{laid.place}/{EVENTS}")
+    if FEEDBACK in made:
+        # what a collection from parts has read lies with it
+        kept = [made[FEEDBACK] / EVENTS] if (made[FEEDBACK] / EVENTS).is_file() else []
+        (source,) = kept or [log_path(logs, member.environment) for logs in events]
+        layout.lay(source, f"{laid.place}/{EVENTS}")
         laid.data.append(EVENTS)
-        since = read_json(made["feedback"] / SINCE)
+        since = read_json(made[FEEDBACK] / SINCE)
         if since is not None:
             laid.keep(SINCE, canonical_json(since))
     if "verdict" in made and (made["verdict"] / CHAMPION).is_dir():
@@ -172,12 +176,19 @@ def part_of(name: str, shards: Sequence[Path]) -> Path | None:
 
 def shared_of(artifacts: Mapping[str, Sequence[Path]]) -> dict[str, Path]:
     """The one folder of each shared kind; UserError for a kind that is missing or there twice."""
-    wanted = (*SHARED, "events")
-    if odd := [kind for kind in wanted if len(artifacts.get(kind, ())) != 1]:
+    if odd := [kind for kind in SHARED if len(artifacts.get(kind, ())) != 1] or _without_events(artifacts):
         raise UserError(f"artifacts: {odd[0]}: there must be one, as every environment of a run uses the same; give it")
     if absent := [kind for kind in SHARDED if kind not in artifacts]:
         raise UserError(f"artifacts: {absent[0]}: missing; give the folder of each shard")
     return {kind: artifacts[kind][0] for kind in SHARED}
+
+
+def _without_events(artifacts: Mapping[str, Sequence[Path]]) -> list[str]:
+    """The kind of the logs, if there are several folders of them, or none and feedback that came from logs."""
+    collected = [folder for shard in artifacts.get("feedback", ()) for folder in shard.glob("*/") if folder.is_dir()]
+    needed = any(not (folder / EVENTS).is_file() for folder in collected)
+    there = len(artifacts.get("events", ()))
+    return ["events"] if there > 1 or (needed and not there) else []
 
 
 def write_ignored(folder: Path, names: Sequence[str]) -> None:

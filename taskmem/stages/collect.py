@@ -4,38 +4,81 @@ from collections.abc import Container
 from pathlib import Path
 
 from taskmem.config import Profile
+from taskmem.erasure import tombstones
 from taskmem.errors import UserError
-from taskmem.feedback import Collection, collect, collect_folder, log_path, write_collection
-from taskmem.feedback.collection import Watermark
+from taskmem.feedback import (
+    Collection,
+    FeedbackParts,
+    PartsWatermark,
+    Watermark,
+    collect,
+    collect_folder,
+    collect_parts,
+    collect_store,
+    log_path,
+    write_collection,
+)
+from taskmem.lineage.graph import EVENTS
+from taskmem.store import Store, open_store
+
+Since = Watermark | PartsWatermark | None
+_OBJECTS = "objects"  # what a folder that is a store has, and one of logs has not
 
 
-def feedback_collection(events: Path, since: Watermark | None, profile: Profile, out: Path) -> Collection:
-    """Collect the recent questions of every environment, from one event log or from a folder of <environment>.jsonl.
+def open_events(place: str | Path) -> Path | Store:
+    """Where feedback is: a log or a folder of logs by its path, or an object store with parts by its URL or folder.
 
-    See `taskmem.feedback.collect`. UserError for `since` with a folder: each of its logs has a watermark of its own.
+    UserError as `open_store`.
     """
-    if events.is_dir() and since is not None:
+    if "://" in str(place) or (Path(place) / _OBJECTS).is_dir():
+        return open_store(str(place), read_only=True)
+    return Path(place)
+
+
+def feedback_collection(
+    place: str | Path, since: Since, profile: Profile, out: Path, environment: str | None = None
+) -> None:
+    """Collect the recent questions of every environment, or of one, from a log, a folder of <environment>.jsonl, or parts.
+
+    See `taskmem.feedback.collect`. What was erased in a store is not collected from its parts. UserError for `since` with the
+    logs or parts of several environments: each has a watermark of its own.
+    """
+    events = open_events(place)
+    erased = frozenset() if isinstance(events, Path) else tombstones(events)
+    if environment is not None and not (isinstance(events, Path) and events.is_file()):
+        collect_environment(events, environment, since, profile, out, erased)
+    elif isinstance(events, Path) and not events.is_dir():
+        write_collection(out, collect(events, since, profile.mining, environment))
+    elif since is not None:
         raise UserError(
-            f"{events}: a folder of logs has no one watermark; collect each log on its own, or without --since"
+            f"{place}: several environments have no one watermark; collect one with --environment, or without --since"
         )
-    found = collect_folder(events, profile.mining) if events.is_dir() else collect(events, since, profile.mining)
-    write_collection(out, found)
-    return found
+    elif isinstance(events, Path):
+        write_collection(out, collect_folder(events, profile.mining))
+    else:
+        write_collection(out, collect_store(events, profile.mining, erased))
 
 
 def collect_environment(
-    events: Path,
-    environment: str,
-    since: Watermark | None,
-    profile: Profile,
-    out: Path,
-    erased: Container[str] = (),
+    events: Path | Store, environment: str, since: Since, profile: Profile, out: Path, erased: Container[str] = ()
 ) -> Collection:
-    """Collect the recent questions of one environment from `events`/<environment>.jsonl alone, and write them to `out`.
+    """Collect the recent questions of one environment from `events`/<environment>.jsonl alone, or from its parts, to `out`.
 
-    Events in it that name another environment, and those of `erased` streams and sources (see `taskmem.erasure.tombstones`),
-    are refused and listed. UserError for an unsafe name or a missing log.
+    What was read of parts goes to `out`/events.jsonl too, from which alone it can be collected again. Events that name another
+    environment, and those of `erased` streams and sources (see `taskmem.erasure.tombstones`), are refused and listed. UserError
+    for an unsafe name or a missing log.
     """
-    collection = collect(log_path(events, environment), since, profile.mining, environment, erased)
+    if isinstance(events, Path):
+        collection = collect(log_path(events, environment), since, profile.mining, environment, erased)
+    else:
+        parts = FeedbackParts(events, environment)
+        collection = collect_parts(parts, since, profile.mining, erased, kept=out / EVENTS)
     write_collection(out, collection)
     return collection
+
+
+def has_feedback(events: Path | Store, environment: str) -> bool:
+    """Whether an environment has a log there, or parts; UserError for an unsafe name."""
+    if isinstance(events, Path):
+        return log_path(events, environment).exists()
+    return FeedbackParts(events, environment).end().parts > 0

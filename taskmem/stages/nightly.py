@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from taskmem.config import Profile
 from taskmem.erasure import tombstones
 from taskmem.errors import UserError
-from taskmem.feedback import Collection, log_path
-from taskmem.feedback.collection import Watermark
+from taskmem.feedback import Collection, parse_watermark
 from taskmem.judge.protocols import HelpfulnessJudge
 from taskmem.lineage.outcome import Outcome
 from taskmem.progress import Note, Progress, silent
 from taskmem.records import Preference, read_json, read_records, write_json
 from taskmem.registry import watermark
-from taskmem.stages.collect import collect_environment
+from taskmem.stages.collect import collect_environment, has_feedback, open_events
 from taskmem.stages.common import PREFERENCES, SUMMARY
 from taskmem.stages.mining import preference_mining, random_mining
 from taskmem.stages.shard import EnvironmentSpec, Shard, SkipError, log, ready, run_shard
@@ -40,27 +39,29 @@ class Learning:
     segments: Path
 
 
-def collect_shard(shard: Shard, events: Path, store: str, profile: Profile, out: Path) -> list[Outcome]:
-    """Collect each environment's recent questions from `events`/<environment>.jsonl.
+def collect_shard(shard: Shard, events: str | Path, store: str, profile: Profile, out: Path) -> list[Outcome]:
+    """Collect each environment's recent questions from `events`/<environment>.jsonl, or from its parts in the store `events`.
 
     Skips an environment with fewer than `adaptation.new_questions` since its watermark in `store` ("" for none), which
-    moves when the environment's night is over. What was erased by the store's tombstones is not collected.
+    moves when the environment's night is over. What was erased by the tombstones of either store is not collected.
     """
-    registry = open_store(store) if store else None
+    registry, source = open_store(store) if store else None, open_events(events)
     erased = tombstones(registry) if registry else frozenset()
-    if not events.is_dir():
+    if not isinstance(source, Path):
+        erased |= tombstones(source)
+    elif not source.is_dir():
         raise UserError(
             f"{events}: no folder of feedback logs; give the one that the agent writes <environment>.jsonl to"
         )
 
     def work(spec: EnvironmentSpec, settings: Profile, folder: Path) -> None:
-        if not log_path(events, spec.environment).exists():
+        if not has_feedback(source, spec.environment):
             raise SkipError("no feedback yet")
         known = watermark(registry, spec.environment) if registry else None
         write_json(folder / SINCE, known)
-        since = Watermark.model_validate(known) if known else None
-        new = collect_environment(events, spec.environment, since, settings, folder, erased)
-        asked = len(new.questions.get(spec.environment, ()))
+        since = parse_watermark(known, f"watermark of environment {spec.environment}") if known else None
+        new = collect_environment(source, spec.environment, since, settings, folder, erased)
+        asked = len(new.new(spec.environment))
         if asked < settings.adaptation.new_questions:
             when = "since the last adaptation" if since else "in all"
             needed = settings.adaptation.new_questions

@@ -305,9 +305,7 @@ def test_a_missing_file_of_a_collection_is_the_users_mistake(collection: Collect
         read_collection(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "[]", '{"watermark": NaN}', '{"watermark": {"offset": -1}}', '{"a": "\\ud800"}']
-)
+@pytest.mark.parametrize("text", ["[]", '{"watermark": NaN}', '{"watermark": {"offset": -1}}', '{"a": "\\ud800"}'])
 def test_a_watermark_file_of_another_kind_is_the_users_mistake(tmp_path: Path, text: str) -> None:
     (tmp_path / "watermark.json").write_text(text)
     with pytest.raises(UserError, match=r"watermark\.json: not (a file of a collection|valid JSON)") as caught:
