@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 def erase(
     target: Annotated[
-        str, typer.Argument(metavar="STREAM|SOURCE", help="A stream's name, or the hash of a source: 64 hex digits.")
+        str,
+        typer.Argument(
+            metavar="STREAM|ENV/STREAM|SOURCE",
+            help="A stream of all environments or of one, or the hash of a source: 64 hex digits.",
+        ),
     ],
-    store: Annotated[str, typer.Option("--store", help="Folder or URL of the object store.")],
+    store: Annotated[
+        str, typer.Option("--store", help="Folder or URL of the object store, with its parts of feedback.")
+    ],
     lineage: Annotated[str | None, typer.Option("--lineage", help="URL of the lineage repository.")] = None,
     events: Annotated[
         Path | None, typer.Option("--events", help="Folder of the agent's feedback logs.", file_okay=False)
@@ -36,8 +42,9 @@ def erase(
 ) -> None:
     """Erase all data of a stream or of a source of feedback, for good, and name the adapters that were trained on it.
 
-    A tombstone stays: collectors refuse what arrives late. Killed half-way, the same command completes it. Give all places at
-    once: pages and logs that quote the target are known by what its records say.
+    A tombstone stays: collectors refuse what arrives late. Of an ENV/STREAM only that goes which names its environment. Killed
+    half-way, the same command completes it. Give all places at once: pages and logs that quote the target are known by what its
+    records say.
     """
     from taskmem.erasure.erase import Places, preview
     from taskmem.erasure.erase import erase as erase_everywhere
@@ -49,7 +56,7 @@ def erase(
         _show(preview(what, places), "would be erased")
         if dry_run:
             return
-        typer.confirm(f"Erase {what.kind} {what.name} for good?", abort=True)
+        typer.confirm(f"Erase {what.kind} {what.title} for good?", abort=True)
     who = by or f"taskmem audit erase, as {operator()}"
     done = erase_everywhere(what, places, who, datetime.now(UTC), reason)
     _show(done, "erased before, nothing changed" if done.again else "erased")
@@ -63,7 +70,7 @@ def _show(erasure: "Erasure", title: str) -> None:
         table.add_column(name, justify="right", no_wrap=True, min_width=8)
     for place, count in erasure.erased.items():
         table.add_row(Text(place), str(count.records), str(count.files))
-    console.print(Text(f"{erasure.target.kind} {erasure.target.name}: {title}"), overflow="fold")
+    console.print(Text(f"{erasure.target.kind} {erasure.target.title}: {title}"), overflow="fold")
     console.print(table)
     _list(console, "adapters that rest on it, to be made anew by the next nightly run", erasure.adapters)
     _list(console, "files that go as a whole, for they quote it", erasure.files)

@@ -122,7 +122,7 @@ class Eraser:
         return Erased(None if found else data, by_text=found)
 
     def _said(self, data: bytes, settings: bool = False) -> bool:
-        return self._needles.within(data) or (not settings and bool(self.target.as_word.search(data)))
+        return self._needles.within(data) or (not settings and bool(self.target.as_text.search(data)))
 
     def _quoted(self, record: Any) -> bool:
         """Whether a record that is not the target's quotes it. What others wrote themselves is theirs."""
@@ -141,7 +141,8 @@ class Eraser:
 
     def _named(self, record: Mapping[str, Any], key: str, text: str, environment: str | None) -> bool:
         is_question = key in ("question", "questions") or (key == "id" and ASKED in record and "question" not in record)
-        return self.target.says(text, key) or (is_question and self.asked(text, environment))
+        said = self.target.says(text, key) and self.target.concerns(environment)
+        return said or (is_question and self.asked(text, environment))
 
 
 class _Gone:

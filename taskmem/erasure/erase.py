@@ -5,7 +5,7 @@
    tombstone, and the feedback of these adapters' environments is made free
 3. what is known by its text alone is erased first
 4. then the lineage repository gets a head without the target, and after that its remote loses the objects
-5. then the object store, the folders and the feedback logs: the records that the rest is known from go last
+5. then the object store, the folders, the feedback's parts and its logs: the records that the rest is known from go last
 """
 
 import tempfile
@@ -22,6 +22,7 @@ from taskmem.erasure.known import Known
 from taskmem.erasure.lineage import Lineage
 from taskmem.erasure.logs import Logs
 from taskmem.erasure.needles import LEAST
+from taskmem.erasure.parts import PARTS, StoredParts
 from taskmem.erasure.stored import StoredObjects, stored_objects
 from taskmem.erasure.target import Target
 from taskmem.erasure.tombstones import Count, Stone, read_tombstone
@@ -120,12 +121,13 @@ class _Survey:
         places = self.places
         self._store = open_store(places.store)
         self._stored: StoredObjects = stored_objects(places.store)
+        self._parts = StoredParts(places.store)
         self.logs = Logs(places.events) if places.events else None
         self._folders = [Folder(folder, places.events) for folder in places.folders]
         self._lineage = Lineage(places.lineage, self.work / "lineage") if places.lineage else None
         self._remotes = self._lineage.remotes if self._lineage else []
         known = Known(self.target)
-        for place in (self._stored, *self._remotes, *self._folders, *((self.logs,) if self.logs else ())):
+        for place in (self._stored, *self._remotes, *self._folders, self._parts, *((self.logs,) if self.logs else ())):
             place.gather(known)
         self._eraser = Eraser(known)
         self._doomed: list[Doomed] = [remote.doomed(self._eraser, self.pairs) for remote in self._remotes]
@@ -150,6 +152,8 @@ class _Survey:
             counts[HEAD] = Count(files=self._lineage.head_changes(self._eraser))
         if self._folders:
             counts[FOLDERS] = _sum(plan.count for plan in self._plans)
+        if self._parts:
+            counts[PARTS] = self._parts.found(self._eraser)
         if self.logs:
             counts[LOGS] = self.logs.found(self._eraser)
         remaining = [*what_vectors_keep(self._store, known.resting), *self._remaining(unknown)]
@@ -168,6 +172,7 @@ class _Survey:
         self._stored.erase(self._keys, note)
         for folder, plan in zip(self._folders, self._plans, strict=True):
             folder.erase(self._eraser, plan, note)
+        self._parts.erase(self._eraser, note)
         if self.logs:
             self.logs.erase(self._eraser, store, note)
 
@@ -186,7 +191,7 @@ class _Survey:
             )
         for key in self._stored.quoted(self._eraser):
             yield f"{key}: quotes it, and belongs to a chain of digests that would break"
-        for objects in (self._stored.objects, *(remote.objects for remote in self._remotes)):
+        for objects in (self._stored.objects, self._parts.objects, *(remote.objects for remote in self._remotes)):
             if objects.kept_versions:
                 yield f"{objects.where}: the bucket may keep old versions, and does not let us list them; let it expire them"
         for doomed in self._doomed:
@@ -199,10 +204,19 @@ class _Survey:
             yield "the lineage repository was not given, and nothing in its remote was erased; give --lineage"
         if not self.logs:
             yield "the feedback logs were not given, and nothing in them was erased; give --events"
-        if self.target.kind == "stream":
-            yield "what the weights of a policy learned, if it was trained on the stream; train it anew without"
+        yield from _of_a_stream(self.target)
         yield f"texts of less than {LEAST} bytes, or that others have written too, where no record says whose they are"
         yield "backups, copies made elsewhere and logs of other systems, which nothing here reaches"
+
+
+def _of_a_stream(target: Target) -> Iterator[str]:
+    if target.environment is not None:
+        yield (
+            f"segments, memories and candidates of streams called {target.name}, and what quotes them: they name no environment; "
+            f"erase {target.name} if no other environment has a stream of that name"
+        )
+    if target.kind == "stream":
+        yield "what the weights of a policy learned, if it was trained on the stream; train it anew without"
 
 
 def _sum(counts: Iterator[Count]) -> Count:

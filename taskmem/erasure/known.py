@@ -69,7 +69,13 @@ class Known:
             stream, context = record.get("stream"), record.get("context")
             if not isinstance(stream, str) and isinstance(context, str):
                 stream = context.partition(":")[0]
-            return None if not isinstance(stream, str) else "ours" if stream == self.target.name else "others"
+            if not isinstance(stream, str):
+                return None
+            if stream != self.target.name:
+                return "others"
+            # another environment may have a stream that is called the same
+            known = self.target.environment is None or "environment" in record
+            return ("ours" if self.target.concerns(record.get("environment")) else "others") if known else None
         source = record.get("source")
         if isinstance(source, str) and "question" in record:
             return "ours" if source == self.target.name else "others"

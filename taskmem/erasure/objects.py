@@ -36,6 +36,10 @@ class Objects(Protocol):
         """Remove it and all its versions; no error if there is none."""
         ...
 
+    def drop_old(self, prefix: str) -> None:
+        """Remove what was replaced under the keys that begin with `prefix`, and leave what is there now."""
+        ...
+
 
 class FolderObjects:
     """`Objects` in a folder."""
@@ -65,6 +69,9 @@ class FolderObjects:
     def erase(self, key: str) -> None:
         """See `Objects.erase`."""
         (self.root / key).unlink(missing_ok=True)
+
+    def drop_old(self, prefix: str) -> None:
+        """See `Objects.drop_old`: a folder keeps nothing."""
 
 
 class BucketObjects:
@@ -110,6 +117,18 @@ class BucketObjects:
             self._bucket.call("delete_object", Key=self._prefix + key, **fields)
         self._known().pop(key, None)
 
+    def drop_old(self, prefix: str) -> None:
+        """See `Objects.drop_old`."""
+        from taskmem.store.s3_faults import Refusal  # noqa: PLC0415
+
+        try:
+            old = [(key, version) for key, latest, _, version, _ in self._pages(prefix) if not latest]
+        except (Refusal, UserError):
+            self.kept_versions = True
+            return
+        for key, version in old:
+            self._bucket.call("delete_object", Key=self._prefix + key, VersionId=version)
+
     def _known(self) -> dict[str, list[tuple[str | None, int]]]:
         """The versions of each key, the newest first, with their sizes, -1 for a marker of deletion."""
         if self._versions is None:
@@ -121,22 +140,22 @@ class BucketObjects:
 
         found: dict[str, list[tuple[str, str | None, int]]] = {}
         with suppress(Refusal, UserError):
-            for key, time, version, size in self._pages():
-                found.setdefault(key, []).append((time, version, size))
+            for key, latest, time, version, size in self._pages(""):
+                found.setdefault(key, []).append((f"{latest:d} {time}", version, size))
             newest = {key: sorted(versions, key=lambda v: v[0], reverse=True) for key, versions in found.items()}
             return {key: [(version, size) for _, version, size in versions] for key, versions in newest.items()}
         self.kept_versions = True
         names = [name.removeprefix(self._prefix) for name in self._bucket.names(self._prefix)]
         return {name: [(None, 0)] for name in names}
 
-    def _pages(self) -> Iterator[tuple[str, str, str, int]]:
+    def _pages(self, prefix: str) -> Iterator[tuple[str, bool, str, str, int]]:
+        """Of each version: key, whether it is the newest, time, id and size."""
         following: dict[str, str] = {}
         while True:
-            answer = self._bucket.call("list_object_versions", Prefix=self._prefix, **following)
+            answer = self._bucket.call("list_object_versions", Prefix=self._prefix + prefix, **following)
             for entry in (*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())):
-                latest = "1" if entry["IsLatest"] else "0"
-                key = entry["Key"].removeprefix(self._prefix)
-                yield key, f"{latest} {entry['LastModified'].isoformat()}", entry["VersionId"], entry.get("Size", -1)
+                key, time = entry["Key"].removeprefix(self._prefix), entry["LastModified"].isoformat()
+                yield key, entry["IsLatest"], time, entry["VersionId"], entry.get("Size", -1)
             if not answer.get("IsTruncated"):
                 return
             following = {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}

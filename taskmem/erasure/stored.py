@@ -112,7 +112,7 @@ class StoredObjects:
         return sorted(key for key in self.objects.keys() if key.startswith(prefix))  # noqa: SIM118 - it is no mapping
 
     def _of(self, target: Target) -> list[str]:
-        if target.kind == "source":
+        if target.kind == "source" or target.environment is not None:
             return []
         return [key for key in self._keys(ROLLOUTS) if key.split("/")[3:4] == [target.name]]
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from taskmem.errors import UserError
-from taskmem.feedback.collection import Erasable, tombstone_of
+from taskmem.feedback.collection import Erasable, scoped, tombstone_of
 from taskmem.records import Name, one_line
 from taskmem.video.scan import stream_names
 
@@ -23,27 +23,40 @@ CLIPS, MARKERS = "clips", ".done"
 
 @dataclass(frozen=True)
 class Target:
-    """A stream, or a source of feedback by its hash."""
+    """A stream, in one `environment` or in all, or a source of feedback by its hash."""
 
     kind: Erasable
     name: str
+    environment: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """64 hex digits are a source, anything else a stream's name; UserError for what is neither."""
+        """64 hex digits are a source, ENV/STREAM is an environment's stream, STREAM all of that name; UserError for any other."""
         if _SOURCE.fullmatch(text):
             return cls("source", text)
+        environment, slash, stream = text.rpartition("/")
         try:
-            return cls("stream", TypeAdapter(Name).validate_python(text, strict=True))
+            for name in (stream, *([environment] if slash else ())):
+                TypeAdapter(Name).validate_python(name, strict=True)
         except ValidationError:
             raise UserError(
-                f"{one_line(text)}: neither a stream's name nor the hash of a source; give one of these"
+                f"{one_line(text)}: neither STREAM, ENV/STREAM nor the hash of a source; give one of these"
             ) from None
+        return cls("stream", stream, environment if slash else None)
+
+    @property
+    def title(self) -> str:
+        """As `parse` takes it."""
+        return self.name if self.environment is None else scoped(self.environment, self.name)
 
     @property
     def digest(self) -> str:
         """What its tombstone is called."""
-        return tombstone_of(self.kind, self.name)
+        return tombstone_of(self.kind, self.title)
+
+    def concerns(self, environment: object) -> bool:
+        """Whether what is known of `environment` can be the target's."""
+        return self.environment in (None, environment)
 
     def says(self, text: str, key: str) -> bool:
         """Whether `text`, the value of a record's field `key`, names the target: its name, the id of a memory or a context
@@ -56,7 +69,8 @@ class Target:
 
     def owns(self, path: str) -> bool:
         """Whether a file is the target's by its path: a clip or video of the stream, its subtitles or its marker."""
-        if self.kind == "source":
+        if self.kind == "source" or self.environment is not None:
+            # no path says of which environment it is
             return False
         parts = PurePosixPath(path).parts
         if any(pair == (CLIPS, self.name) for pair in itertools.pairwise(parts)):
@@ -73,11 +87,20 @@ class Target:
     @cached_property
     def as_word(self) -> re.Pattern[bytes]:
         """The target's name where it stands alone in a text."""
-        return re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(self.name).encode() + rb"(?![A-Za-z0-9_-])")
+        return _word(self.name)
+
+    @cached_property
+    def as_text(self) -> re.Pattern[bytes]:
+        """What tells the target where it stands alone in a text that is no record."""
+        return _word(self.title)
 
     @cached_property
     def _ids(self) -> re.Pattern[str]:
         return re.compile(re.escape(self.name) + r":[0-9]+(:[0-9a-f]{16})?")
+
+
+def _word(text: str) -> re.Pattern[bytes]:
+    return re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(text).encode() + rb"(?![A-Za-z0-9_-])")
 
 
 def fields(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from pydantic import Field
 from taskmem.errors import UserError
 from taskmem.feedback.collection import PartsWatermark
 from taskmem.feedback.index import event_mark
-from taskmem.feedback.parts import START, Counts, FeedbackPart, is_header, parse_event, parse_part
+from taskmem.feedback.parts import FOLDER, START, Counts, FeedbackPart, is_header, parse_event, parse_part
 from taskmem.files import atomic_file
 from taskmem.records import FeedbackEvent, Name, Record, dump_record, parse_line
 
@@ -103,7 +103,8 @@ class KeptParts:
             head = parse_line(file.readline().decode(errors="replace"), KeptHead, f"{path}:1")
             self._parts = list(self._read(file))
         self.environment = head.environment
-        self.where = f"{path.name}"
+        # as it is said where they come from
+        self.where = f"{FOLDER}/{head.environment}"
         self._repeated = frozenset(head.repeated)
         self._first: dict[str, int] = {}
         for part in self._parts:

@@ -112,7 +112,7 @@ class Site:
         since = Watermark.model_validate(used) if used else None
         new = collect(self.events / f"{environment}.jsonl", since, MINING, environment, frozenset(erased))
         advance(store, environment, new.watermark.model_dump(mode="json"), used)
-        return [question.id for question in new.questions.get(environment, ())]
+        return [question.id for question in new.new(environment)]
 
 
 def dvc(folder: Path, *arguments: str) -> str:
