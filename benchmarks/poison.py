@@ -62,7 +62,9 @@ def measure(
 
     `poisoned` starts with 0, which the others are held against.
     """
-    profile = override(profile, {"mining": {"recent_questions": crowd.questions}}, "the benchmark's settings")
+    # what one source can do to the vector shows where nothing caps what it asks
+    mining = {"recent_questions": crowd.questions, "questions_per_source": None}
+    profile = override(profile, {"mining": mining}, "the benchmark's settings")
     cells: Cells = {(count, name): [] for count in poisoned for name in CAPS}
     for run in runs:
         with display.stage(f"{run.name}: {run.task}, not {run.other}") as progress:

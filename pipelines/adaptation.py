@@ -33,7 +33,6 @@ def _fan_out(put: Placement) -> BaseComponent:
     """All shards: collect, then adapt."""
     adapt = adapt_shard(put)
     events_kind: Any = Input[Dataset] if put.from_logs else str
-    events_name = "events" if put.from_logs else "parts"
 
     @dsl.pipeline(name="shards", description="Every shard of environments.")
     def shards_pipeline(
@@ -51,7 +50,8 @@ def _fan_out(put: Placement) -> BaseComponent:
         seed: int,
     ) -> Night:
         with dsl.ParallelFor(shards, name="shard", parallelism=8) as shard:
-            collected = feedback_collection(shard=shard, store=store, profile=profile, **{events_name: events})
+            source = {"events": events, "parts": ""} if put.from_logs else {"parts": events}
+            collected = feedback_collection(shard=shard, store=store, profile=profile, **source)
             # the watermark lies in the store, where no cache sees it
             put(collected, "feedback_collection", "collect", cached=False)
             done = adapt(

@@ -64,7 +64,7 @@ def _arms(put: Placement) -> BaseComponent:
         seed: int,
     ) -> Arms:
         with dsl.ParallelFor(shards, name="arm", parallelism=2) as shard:
-            collected = collect(shard=shard, events=events, store="", profile=profile)
+            collected = collect(shard=shard, events=events, parts="", store="", profile=profile)
             put(collected, "feedback_collection", "collect")
             done = adapt(
                 shard=shard,
@@ -143,7 +143,7 @@ class _Demo:
         deployed = deployment(policy=self._policy, **self._on("deployment"), **self._shared)
         events = self._put(deployed, "deployment").outputs["events"]
         prompted = chosen.outputs["prompted"]
-        collected = feedback_collection(shard=prompted, events=events, store="", profile=self._profile)
+        collected = feedback_collection(shard=prompted, events=events, parts="", store="", profile=self._profile)
         feedback = self._put(collected, "feedback_collection").outputs["feedback"]
         references = {
             "base_arm": self._evaluate({"name": "base"}, "evaluate base", "held_out", self._base),

@@ -114,8 +114,7 @@ def phase_one_gspo(
 
     settings = parse_profile(profile)
     out = Path(training)
-    ends = _backends(settings, world)
-    asked = _questions(questions)
+    ends, asked = _backends(settings, world), _questions(questions)
     phase_one(Path(segments), Path(base), Path(development), asked, ends, settings, seed, out, progress_lines())
     shutil.move(out / "policy", policy)
     validated = read_json(out / "validation.json")
@@ -168,14 +167,15 @@ def deployment(
 
 
 @entry
-def feedback_collection(shard: Mapping[str, Any], events: str, store: str, profile: str, feedback: str) -> Numbers:
-    """Collect each environment's recent questions, if there are enough new ones, from a folder of logs or a store's URL."""
+def feedback_collection(
+    shard: Mapping[str, Any], events: str | None, parts: str, store: str, profile: str, feedback: str
+) -> Numbers:
+    """Collect each environment's recent questions, if there are enough new ones, from a folder of logs or the store `parts`."""
     from taskmem.stages.nightly import collect_shard
     from taskmem.stages.shard import Shard
 
-    settings = parse_profile(profile)
-    outcomes = collect_shard(Shard.parse(shard), events, store, settings, Path(feedback))
-    return _counts(outcomes, "feedback_collection")
+    ended = collect_shard(Shard.parse(shard), events or parts, store, parse_profile(profile), Path(feedback))
+    return _counts(ended, "feedback_collection")
 
 
 @entry
@@ -360,6 +360,7 @@ def results_report(
 @entry
 def lineage_record(
     used: Mapping[str, Sequence[str]],
+    events: str | None,
     outcomes: Sequence[str],
     shards: Sequence[Mapping[str, Any]],
     run: str,
@@ -377,10 +378,11 @@ def lineage_record(
     from taskmem.stages.shard import Shard, log
 
     artifacts = {name: [Path(path) for path in paths] for name, paths in used.items()}
+    artifacts |= {"events": [Path(events)]} if events else {}
     ended = [o for path in outcomes for o in read_records(Path(path) / OUTCOMES, Outcome)]
     specs = [spec for shard in shards for spec in Shard.parse(shard).environments]
-    settings, where = parse_profile(profile), Places(store, lineage, remote, run)
-    record_stage(artifacts, ended, specs, settings, _image(), seed, where, Path(record), Path(summary), log)
+    told = (parse_profile(profile), _image(), seed, Places(store, lineage, remote, run), Path(record), Path(summary))
+    record_stage(artifacts, ended, specs, *told, log)
     return _counts(ended)
 
 

@@ -168,7 +168,7 @@ def test_collecting_says_how_many_environments_ended_how(tmp_path: Path) -> None
                 )
             )
     shard = {"name": "one", "environments": [{"environment": "door"}, {"environment": "quiet"}]}
-    folders = (str(tmp_path / "events"), "")
+    folders = (str(tmp_path / "events"), "", "")
     numbers = entries.feedback_collection(shard, *folders, travelling(), str(tmp_path / "out"))
     assert numbers == {"ready": 1.0, "skipped": 1.0, "failed": 0.0, "kept": 0.0, "promoted": 0.0}
     assert all(isinstance(number, float) for number in numbers.values())
@@ -178,7 +178,7 @@ def test_a_shard_that_is_none_is_a_user_s_mistake(tmp_path: Path, capsys: pytest
     (tmp_path / "events").mkdir()
     shard = {"name": "one", "environments": [{"environment": "door"}, {"environment": "door"}]}
     with pytest.raises(SystemExit) as ended:
-        entries.feedback_collection(shard, str(tmp_path / "events"), "", travelling(), str(tmp_path / "out"))
+        entries.feedback_collection(shard, str(tmp_path / "events"), "", "", travelling(), str(tmp_path / "out"))
     assert ended.value.code == 2
     (line,) = lines(capsys)
     assert line.startswith("taskmem: shard: the shard: ")
@@ -226,7 +226,7 @@ def test_a_record_names_the_image_that_the_task_was_told_it_runs_in(
         write_records(shards[-1] / OUTCOMES, [ended])
     record, summary = tmp_path / "record", tmp_path / "summary.md"
     used, ended, nowhere = {"outcomes": [str(shard) for shard in shards]}, [str(s) for s in shards], ("", "", "", "")
-    numbers = entries.lineage_record(used, ended, [], *nowhere, travelling(), 0, str(record), str(summary))
+    numbers = entries.lineage_record(used, None, ended, [], *nowhere, travelling(), 0, str(record), str(summary))
     assert (numbers["failed"], numbers["promoted"], numbers["ready"]) == (1.0, 1.0, 0.0)
     written = json.loads((record / "lineage.json").read_text())
     assert written["image"] == (image or "unknown")
@@ -238,7 +238,7 @@ def test_a_damaged_outcome_is_named_by_its_line(tmp_path: Path, capsys: pytest.C
     (tmp_path / OUTCOMES).write_text("{}\n")
     with pytest.raises(SystemExit):
         out = (str(tmp_path / "r"), str(tmp_path / "s"))
-        entries.lineage_record({}, [str(tmp_path)], [], "", "", "", "", travelling(), 0, *out)
+        entries.lineage_record({}, None, [str(tmp_path)], [], "", "", "", "", travelling(), 0, *out)
     (line,) = lines(capsys)
     assert line.startswith(f"taskmem: {tmp_path / OUTCOMES}:1: Outcome environment: Field required")
     assert not (tmp_path / "r").exists()

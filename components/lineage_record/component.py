@@ -43,12 +43,11 @@ def lineage_record(
     from taskmem.entry import lineage_record as stage
 
     gate = {"gate_segments": gate_segments, "gate_questions": gate_questions, "champion": champion}
-    used_by_all = {"segments": segments, **({"events": events} if events else {}), "policy": policy}
-    shared = {**used_by_all, **gate, "rollouts": rollouts, "judgements": judgements}
+    shared = {"segments": segments, "policy": policy, **gate, "rollouts": rollouts, "judgements": judgements}
     sharded = {"feedback": feedback, "preferences": preferences, "adapters": adapters, "verdicts": verdicts}
     used = {name: [artifact.path] for name, artifact in shared.items()}
     used |= {name: [artifact.path for artifact in artifacts] for name, artifacts in sharded.items()}
-    where = (run, store, lineage, remote)
-    numbers = stage(used, [o.path for o in outcomes], shards, *where, profile, seed, record.path, summary.path)
+    logs, where = events.path if events else None, (run, store, lineage, remote)
+    numbers = stage(used, logs, [o.path for o in outcomes], shards, *where, profile, seed, record.path, summary.path)
     for name, value in numbers.items():
         metrics.log_metric(name, value)

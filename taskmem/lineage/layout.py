@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,10 +94,10 @@ class Layout:
         self._linked = linked
         self._modes: dict[Path, int] = {}
 
-    def lay(self, source: Path, place: str, without: str | None = None) -> None:
-        """The file or all files of the folder `source` but its file `without`, at `place` in the work folder."""
+    def lay(self, source: Path, place: str, without: Collection[str] = ()) -> None:
+        """The file or all files of the folder `source` but those called as in `without`, at `place` in the work folder."""
         files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-        files = [path for path in files if without is None or path != source / without]
+        files = [path for path in files if path.name not in without]
         if not files:
             raise UserError(f"{source}: has no files, so it cannot be recorded; run the stage that writes it")
         for path in files:
@@ -136,7 +136,8 @@ def lay_environment(
             f"{next(iter(made.values()))}: no environment of the run's shards; give the shards it was made for"
         )
     for out, source in made.items():
-        layout.lay(source, f"{laid.place}/{out}", EVENTS if out == FEEDBACK else None)
+        # what a collection started from lies beside what it made
+        layout.lay(source, f"{laid.place}/{out}", (EVENTS, SINCE) if out == FEEDBACK else ())
     _lay_inputs(layout, laid, member, made, artifacts.get("events", ()))
     variant = Variant(SINCE in laid.kept, member.drawn, CHAMPION in laid.data, member.profile.world is not None)
     laid.stages = variant.stages(made)

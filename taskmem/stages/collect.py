@@ -28,8 +28,10 @@ _OBJECTS = "objects"  # what a folder that is a store has, and one of logs has n
 def open_events(place: str | Path) -> Path | Store:
     """Where feedback is: a log or a folder of logs by its path, or an object store with parts by its URL or folder.
 
-    UserError as `open_store`.
+    UserError as `open_store`, and for an empty name.
     """
+    if not str(place):
+        raise UserError("feedback: neither a folder of logs nor a store with parts was named; give one")
     if "://" in str(place) or (Path(place) / _OBJECTS).is_dir():
         return open_store(str(place), read_only=True)
     return Path(place)

@@ -19,7 +19,7 @@ from taskmem.audit.adapter import audit_adapter
 from taskmem.audit.links import Chain
 from taskmem.config import load_profile, override
 from taskmem.evaluation.gate import Gold, Rate, Unscored, Verdict, Wins
-from taskmem.feedback import Collection, EventLog, write_collection
+from taskmem.feedback import Collection, EventLog, FeedbackParts, collect_parts, write_collection
 from taskmem.feedback.collection import read_collection
 from taskmem.feedback.collector import collect
 from taskmem.files import canonical_json, sha256_bytes, sha256_file, sha256_tree
@@ -213,13 +213,21 @@ def _night(place: Place, root: Path, shared: dict[str, list[Path]], number: int,
 
 
 def _feedback(root: Path, environment: str, number: int) -> Collection:
+    """A night's feedback; that of every second night came in parts."""
     log = root / "events" / f"{environment}.jsonl"
+    asked = [event(environment, n) for n in range(4 + number)]
+    out, mining = root / "feedback" / environment, load_profile("miniature").mining
     with EventLog(log) as events:
-        for asked in range(4 + number):
-            events.append(event(environment, asked))
+        for each in asked:
+            events.append(each)
     log.with_name(f"{log.name}.lock").unlink()
-    out = root / "feedback" / environment
-    write_collection(out, collect(log, None, load_profile("miniature").mining, environment))
+    if number % 2:
+        parts = FeedbackParts(LocalStore(root / "shipped"), environment)
+        parts.append(asked[:2])
+        parts.append(asked[1:])
+        write_collection(out, collect_parts(parts, None, mining, kept=out / "events.jsonl"))
+    else:
+        write_collection(out, collect(log, None, mining, environment))
     write_json(out / "since.json", None)
     return read_collection(out)
 

@@ -110,7 +110,7 @@ GATHERED: dict[tuple[str, str], Callable[[dict[str, Any]], dict[str, Any]]] = {
     ("lineage_record", "used"): lambda at: {
         name: at[name] if isinstance(at[name], list) else [at[name]]
         for name, parameter in parameters("lineage_record", "lineage_record").items()
-        if artifact_types(parameter.annotation, InputAnnotation) and name != "outcomes"
+        if artifact_types(parameter.annotation, InputAnnotation) and name not in ("events", "outcomes")
     },
     ("notify", "state"): lambda at: at["status"].state,
     ("results_report", "arms"): lambda at: {
@@ -202,7 +202,7 @@ def test_a_component_knows_no_path_but_those_of_its_artifacts(folder: str, name:
     assert [word for word in words(folder, name) if not word.isidentifier()] == []
     texts = {key for key, parameter in parameters(folder, name).items() if parameter.annotation is str}
     # a subfolder of an artifact, a URL, JSON, and a name
-    assert texts <= {"folder", "store", "lineage", "remote", "pushgateway", "profile", "task", "run"}
+    assert texts <= {"folder", "parts", "store", "lineage", "remote", "pushgateway", "profile", "task", "run"}
 
 
 @each_component

@@ -13,16 +13,18 @@ from taskmem.backends import backends_for, helpfulness_judge
 from taskmem.cli import shipped_base
 from taskmem.config import load_profile, override
 from taskmem.errors import UserError
-from taskmem.feedback import EventLog
+from taskmem.feedback import EventLog, FeedbackParts
 from taskmem.lineage.layout import SHARDED
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.lineage.stage import Places, members, record_stage
 from taskmem.records import FeedbackEvent, read_records
+from taskmem.registry import advance
 from taskmem.stages.candidates import rollout_cache
 from taskmem.stages.judging import judge_scoring
 from taskmem.stages.nightly import Learning, collect_shard, mine_shard, train_shard
 from taskmem.stages.segmentation import segmentation
 from taskmem.stages.shard import Shard
+from taskmem.store import LocalStore
 from taskmem.world.splits import render_split
 
 SMALL = {"world": {"stream_segments": 4, "deployment": 3}, "mining": {"candidates": 6}, "phase_two": {"steps": 2}}
@@ -39,24 +41,28 @@ SHARD = Shard.parse(
 SEED = 7
 
 
+def each(number: int, environment: str) -> FeedbackEvent:
+    fields: dict[str, Any] = {
+        "id": f"q{number}",
+        "environment": environment,
+        "source": f"{number % 3:x}" * 64,
+        "time": datetime(2026, 1, 1, 0, number, tzinfo=UTC),
+        "question": f"q{number}",
+        "stream": "deployment-s7-000",
+        "asked_at_s": float(number),
+        "type": "object",
+        "text": f"what was carried at 00:{number:02d}?",
+        "answer": None,
+        "outcome": "unknown",
+        "consent": True,
+    }
+    return FeedbackEvent(**fields)
+
+
 def asked(log: Path, count: int) -> None:
     with EventLog(log) as events:
         for number in range(count):
-            fields: dict[str, Any] = {
-                "id": f"q{number}",
-                "environment": log.stem,
-                "source": f"{number % 3:x}" * 64,
-                "time": datetime(2026, 1, 1, 0, number, tzinfo=UTC),
-                "question": f"q{number}",
-                "stream": "deployment-s7-000",
-                "asked_at_s": float(number),
-                "type": "object",
-                "text": f"what was carried at 00:{number:02d}?",
-                "answer": None,
-                "outcome": "unknown",
-                "consent": True,
-            }
-            events.append(FeedbackEvent(**fields))
+            events.append(each(number, log.stem))
 
 
 def night(root: Path) -> tuple[dict[str, list[Path]], list[Outcome]]:
@@ -161,3 +167,30 @@ def test_a_repository_without_a_remote_is_a_mistake(tmp_path: Path) -> None:
         nowhere = Places(str(tmp_path / "store"), str(tmp_path / "lineage.git"), "")
         record_stage(whole, [], [], PROFILE, IMAGE, 0, nowhere, tmp_path / "record", tmp_path / "table.md")
     assert not (tmp_path / "lineage.git").exists()
+
+
+def test_feedback_that_came_in_parts_is_recorded_as_it_was_read_and_collects_to_the_same_bytes(
+    recorded: tuple[Place, Path, list[str]], tmp_path: Path
+) -> None:
+    root = recorded[0].root / "night"
+    store = LocalStore(tmp_path / "store")
+    for number in range(4):
+        FeedbackParts(store, "door").append([each(number, "door"), each(number + 1, "door")])
+    advance(store, "door", FeedbackParts(store, "door").end().model_dump(mode="json"), None)
+    FeedbackParts(store, "door").append([each(n, "door") for n in (4, 5, 6, 7, 8, 9)])
+    outcomes = collect_shard(SHARD, str(tmp_path / "store"), str(tmp_path / "store"), PROFILE, tmp_path / "feedback")
+    assert [o.status for o in outcomes] == ["ready", "failed"]
+    (tmp_path / "none").mkdir()
+    used = {kind: [root / "rollouts"] for kind in SHARED} | {"segments": [root / "film"], "policy": [shipped_base()]}
+    used |= {kind: [tmp_path / "none"] for kind in SHARDED} | {"feedback": [tmp_path / "feedback"]}
+    where = place(tmp_path / "place")
+    places = Places(str(tmp_path / "store"), str(where.lineage), where.remote)
+    out = where.root / "record"
+    record_stage(used, outcomes, SHARD.environments, PROFILE, IMAGE, SEED, places, out, where.root / "table.md")
+    folder = where.clone(tmp_path / "clone") / "environments/door"
+    made = files(folder / "feedback")
+    assert (folder / "events.jsonl").read_bytes() == (tmp_path / "feedback/door/events.jsonl").read_bytes()
+    assert set(made) == {"questions/door.jsonl", "refused.jsonl", "sources.json", "watermark.json"}
+    dvc(tmp_path / "clone", "repro", "--force", "--single-item", "environments/door/dvc.yaml:collect")
+    assert files(folder / "feedback") == made
+    assert git(tmp_path / "clone", "status", "--short") == ""
