@@ -6,6 +6,7 @@ A mark is the first half of a SHA-256 and tells no name. Blocks are written once
 be made again from the parts at any time; an erasure alone makes them anew.
 """
 
+import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -77,6 +78,7 @@ class PartIndex:
     def __init__(self, store: Store, environment: str, events: Callable[[int], Iterable[FeedbackEvent]]) -> None:
         self._store, self._environment, self._events = store, environment, events
         self._cache: OrderedDict[Block, Marks] = OrderedDict()
+        self._mutex = threading.RLock()
 
     def complete(self, parts: int) -> None:
         """Make sure of the blocks that end with part number `parts`."""
@@ -95,7 +97,8 @@ class PartIndex:
 
     def renew(self, mark: bytes, last: int) -> None:
         """Make every block anew that has the mark, once no part has it."""
-        self._cache.clear()
+        with self._mutex:
+            self._cache.clear()
         for block in _cover(last):
             self._renew(mark, block)
 
@@ -124,10 +127,11 @@ class PartIndex:
         raise UserError(f"{self._key(block)}: others kept changing it; run again")
 
     def _marks(self, block: Block) -> Marks:
-        if block in self._cache:
-            self._cache.move_to_end(block)
-            return self._cache[block]
-        return self._keep(block, self._made(block) if block[0] == 0 else self._stored(block))
+        with self._mutex:
+            if block in self._cache:
+                self._cache.move_to_end(block)
+                return self._cache[block]
+            return self._keep(block, self._made(block) if block[0] == 0 else self._stored(block))
 
     def _stored(self, block: Block) -> Marks:
         key = self._key(block)
@@ -149,9 +153,10 @@ class PartIndex:
         return Marks.of(mark for marks in named for mark in marks)
 
     def _keep(self, block: Block, marks: Marks) -> Marks:
-        self._cache[block] = marks
-        if len(self._cache) > _CACHED:
-            self._cache.popitem(last=False)
+        with self._mutex:
+            self._cache[block] = marks
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
         return marks
 
     def _key(self, block: Block) -> str:

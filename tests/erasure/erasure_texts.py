@@ -34,7 +34,7 @@ WHEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHO = "Ada"
 SHARED_TEXT = "the very same words in both streams"
 KEY = "base_model.model.model.language_model.layers.1.steer_vector"
-MINING = load_profile("miniature").mining
+MINING = load_profile("miniature").mining.model_copy(update={"questions_per_source": None})
 JUDGE = Judge(role="helpfulness", model="world/1", prompt_sha256="e" * 64)
 
 

@@ -60,7 +60,7 @@ def test_the_next_collection_has_exactly_what_was_not_used_yet(
     logs.erase(found, store, unheard)
     left = [f"q{number}" for number, ours in enumerate(after, len(before)) if not ours]
     new = collect(path, since(store), MINING, "door")
-    assert [question.id for question in new.questions.get("door", ())] == left[-MINING.recent_questions :]
+    assert [question.id for question in new.new("door")] == left[-MINING.recent_questions :]
     assert len(path.read_bytes().splitlines()) == len(before) + len(after) - sum(before) - sum(after)
     assert holding(CANARY, root) == []
 

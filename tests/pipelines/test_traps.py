@@ -33,11 +33,11 @@ from pipelines.parts import Placement
 from taskmem import entry
 from taskmem.cli import shipped_base
 from taskmem.config import load_profile, override, profile_names
-from taskmem.feedback import EventLog
+from taskmem.feedback import EventLog, FeedbackParts
 from taskmem.files import sha256_bytes
 from taskmem.lineage.outcome import OUTCOMES, Outcome
 from taskmem.records import FeedbackEvent, Memory, read_records
-from taskmem.store import Store, open_store
+from taskmem.store import LocalStore, Store, open_store
 
 PINNED = Images(data="registry.test/data@sha256:" + "d" * 64, train="registry.test/train@sha256:" + "7" * 64)
 ITEMS = [{"name": "a"}, {"name": "b"}]
@@ -129,15 +129,23 @@ def gateway() -> Iterator[Listener]:
 
 @pytest.fixture(scope="module")
 def night(nights: Nights) -> Run:
+    """A night on logs."""
     return nights.finished
 
 
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory, gateway: Listener) -> Nights:
+def ship(folder: Path, environment: str) -> None:
+    """The log of an environment as parts in an object store, the first one twice."""
+    parts = FeedbackParts(LocalStore(folder / "store"), environment)
+    said = read_records(folder / "events" / f"{environment}.jsonl", FeedbackEvent)
+    for batch in (said[:2], said[:2], said[2:]):
+        parts.append(batch)
+
+
+def run_nights(folder: Path, feedback: str, gateway: Listener) -> Nights:
     """The real nightly pipeline on this machine: two shards, three environments, two with settings of their own."""
-    folder = tmp_path_factory.mktemp("night")
     sizes = {"stream_segments": 2, "phase_one": 1, "deployment": 1, "development": 1, "held_out": 1}
-    profile = override(load_profile("miniature"), {"world": sizes}, "the test")
+    small = {"world": sizes, "cluster": {"feedback": feedback}}
+    profile = override(load_profile("miniature"), small, "the test")
     settings = travelling(profile)
     world, film = folder / "world", folder / "film"
     entry.world_render(settings, 0, {split: str(world / split) for split in ("deployment", "development")})
@@ -145,8 +153,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory, gateway: Listener) -> Night
         entry.video_segmentation(str(world / split), "videos", settings, str(film / split))
     for environment, asked in ASKED.items():
         events(folder / "events", environment, asked)
+        ship(folder, environment)
     arguments: dict[str, Any] = {
-        "events": str(folder / "events"),
+        "events": str(folder / ("events" if feedback == "logs" else "store")),
         "segments": str(film / "deployment"),
         "policy": str(shipped_base()),
         "gate_segments": str(film / "development"),
@@ -154,15 +163,20 @@ def nights(tmp_path_factory: pytest.TempPathFactory, gateway: Listener) -> Night
         "store": str(folder / "store"),
         "profile": settings,
         "world": str(world / "deployment"),
+        "pushgateway": gateway.url,
     }
     pipeline = adaptation(Placement(profile, PINNED))
-    arguments["pushgateway"] = gateway.url
     finished = run(pipeline, folder / "run", shards=SHARDS, **arguments)
     told = dict(gateway.groups)
     gateway.groups.clear()
     (folder / "nothing").mkdir()
     failed = run(pipeline, folder / "failed", shards=SHARDS, **{**arguments, "segments": str(folder / "nothing")})
     return Nights(finished, failed, told, dict(gateway.groups), open_store(arguments["store"]))
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory, gateway: Listener) -> Nights:
+    return run_nights(tmp_path_factory.mktemp("night"), "logs", gateway)
 
 
 def outcomes(night: Run, stage: str, output: str) -> dict[str, Outcome]:
@@ -239,6 +253,18 @@ def test_a_night_that_fails_is_told_too_and_takes_away_no_success(nights: Nights
     assert set(nights.told_of_failed) == {GROUP.format(of="night")}
     told = parsed(nights.told_of_failed[GROUP.format(of="night")])
     assert told == {**ENDED, "taskmem_adaptation_environments[failed]": 3.0}
+
+
+@pytest.mark.slow
+def test_a_night_on_parts_ends_as_one_on_logs(night: Run, gateway: Listener, tmp_path: Path) -> None:
+    other = run_nights(tmp_path, "parts", gateway).finished
+    ours, theirs = (outcomes(each, "lineage_record", "record") for each in (other, night))
+    assert [(o.environment, o.stage, o.status) for o in ours.values()] == [
+        (o.environment, o.stage, o.status) for o in theirs.values()
+    ]
+    for environment, outcome in ours.items():
+        assert outcome.reason.startswith(REASONS[environment])
+        assert "feedback/" in outcome.reason
 
 
 def test_an_evaluation_that_is_given_neither_adapter_nor_feedback_is_the_policy_s_own(night: Run) -> None:
