@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 from registry_parts import FaultError, Weather
-from s3_servers import AWS_NAMES, client, environment, moto, new_bucket
+from s3_servers import client, lead, moto, new_bucket
 
 from taskmem.config import load_profile
 from taskmem.erasure import tombstones
@@ -83,11 +83,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def bucket_url(monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in a bucket that keeps old versions."""
-    for name in list(os.environ):
-        if AWS_NAMES.fullmatch(name):
-            monkeypatch.delenv(name)
-    for name, value in environment(moto()).items():
-        monkeypatch.setenv(name, value)
+    lead(monkeypatch, moto())
     bucket = new_bucket()
     client(moto()).put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     return f"s3://{bucket}/kept"

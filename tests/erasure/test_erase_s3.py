@@ -1,24 +1,19 @@
 """Store and remote in buckets that keep old versions: these go too."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from erasure_parts import Site, build
 from erasure_texts import CANARY, CONTEXTS, OTHERS, OURS, forms, holding
-from s3_servers import AWS_NAMES, client, environment, moto, new_bucket
+from s3_servers import client, lead, moto, new_bucket
 
 from taskmem.store import open_store
 
 
 @pytest.fixture
 def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    for name in list(os.environ):
-        if AWS_NAMES.fullmatch(name):
-            monkeypatch.delenv(name)
-    for name, value in environment(moto()).items():
-        monkeypatch.setenv(name, value)
+    lead(monkeypatch, moto())
     # DVC insists on files
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         (tmp_path / name).touch()

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
 
-from s3_servers import AWS_NAMES, environment, moto, new_bucket
+from s3_servers import lead, moto, new_bucket
 
 from taskmem.store import LocalStore, Store, open_store
 
@@ -17,11 +17,7 @@ from taskmem.store import LocalStore, Store, open_store
 @pytest.fixture
 def s3_url(monkeypatch: pytest.MonkeyPatch) -> str:
     """A new place in a bucket of a server on this machine."""
-    for name in list(os.environ):
-        if AWS_NAMES.fullmatch(name):
-            monkeypatch.delenv(name)
-    for name, value in environment(moto()).items():
-        monkeypatch.setenv(name, value)
+    lead(monkeypatch, moto())
     return f"s3://{new_bucket()}/kept"
 
 

@@ -1,12 +1,11 @@
 """The first stage of a night on feedback that agents have shipped to an object store."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from night_parts import NEEDED, brief, event, shard
-from s3_servers import AWS_NAMES, environment, moto, new_bucket
+from s3_servers import lead, moto, new_bucket
 
 from taskmem.config import Profile, load_profile, override
 from taskmem.errors import UserError
@@ -28,11 +27,7 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def bucket_url(monkeypatch: pytest.MonkeyPatch) -> str:
-    for name in list(os.environ):
-        if AWS_NAMES.fullmatch(name):
-            monkeypatch.delenv(name)
-    for name, value in environment(moto()).items():
-        monkeypatch.setenv(name, value)
+    lead(monkeypatch, moto())
     return f"s3://{new_bucket()}/kept"
 
 

@@ -6,7 +6,7 @@ The test files of another folder reach this one and faulty_proxy.py from their c
 
 and open a store there as a user does, by environment and URL:
 
-    monkeypatch.setenv(...) for every name and value of environment(moto())
+    lead(monkeypatch, moto())
     open_store(f"s3://{new_bucket()}/prefix")
 """
 
@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from boto3.session import Session
 from moto.server import ThreadedMotoServer
 
@@ -40,6 +41,15 @@ def environment(endpoint: str) -> dict[str, str]:
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def lead(patch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Lead boto3 to `endpoint` for as long as `patch` lasts, and worker processes with it."""
+    for name in list(os.environ):
+        if AWS_NAMES.fullmatch(name):
+            patch.delenv(name)
+    for name, value in environment(endpoint).items():
+        patch.setenv(name, value)
 
 
 @cache
