@@ -1,5 +1,7 @@
 """Streams in a database, memory by memory."""
 
+from collections.abc import Mapping
+
 from agent_parts import segment
 
 from taskmem.agent.remembered import New, append, stream_of
@@ -23,9 +25,17 @@ def memory(stream: str, index: int, text: str | None) -> Memory:
 
 def remember(storage: Storage, index: int, text: str | None, stream: str = "a", environment: str = "door") -> None:
     """Store a memory behind the others of its stream, with a clip that says whose it is."""
-    clip = f"{environment} {stream} {index}".encode()
-    given = sha256_bytes(clip)
-    own = segment(stream, index).model_copy(update={"sha256": given})
+    remember_all(storage, {index: text}, stream, environment)
+
+
+def remember_all(
+    storage: Storage, texts: Mapping[int, str | None], stream: str = "a", environment: str = "door"
+) -> None:
+    """Store memories by their index, in one transaction."""
     with storage.writing(environment, stream) as connection:
-        seen = stream_of(connection, environment, stream)
-        append(connection, seen, New(environment, own, clip, memory(stream, index, text), given), window=3)
+        for index, text in texts.items():
+            clip = f"{environment} {stream} {index}".encode()
+            given = sha256_bytes(clip)
+            own = segment(stream, index).model_copy(update={"sha256": given})
+            seen = stream_of(connection, environment, stream)
+            append(connection, seen, New(environment, own, clip, memory(stream, index, text), given), window=3)
