@@ -1,12 +1,20 @@
 """What the agent's tests share: the databases, and a service put together from real parts around a policy of a test's own."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from databases import BOTH, PostgreSQL, postgresql
 
-from taskmem.agent.storage import Storage
+sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
+
+from databases import BOTH, PostgreSQL, postgresql  # noqa: E402 - as the next
+from site_parts import Site  # noqa: E402 - found there
+from standin import Scripted, Shipped, Writes  # noqa: E402
+
+from taskmem.agent.storage import Storage  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +36,30 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def storage(database: str) -> Iterator[Storage]:
     with Storage(database) as storage:
         yield storage
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Shipped:
+    return Shipped()
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Opens served agents, which are closed at the end."""
+    with ExitStack() as held:
+
+        def opened(database: str, writes: Writes, **settings: Any) -> Site:
+            return held.enter_context(Site(tmp_path, database, writes, **settings))
+
+        yield opened
+
+
+@pytest.fixture
+def site(sites: Callable[..., Site], database: str, scripted: Scripted) -> Site:
+    """A served agent whose memories tell what the policy was shown."""
+    return sites(database, scripted)
