@@ -41,9 +41,10 @@ class Storage:
         try:
             self._engine = self._sqlite(address) if self.dialect == "sqlite" else _postgresql(address, connections)
             self._held.callback(self._engine.dispose)
-            # reads of one block see one state
-            isolation = "REPEATABLE READ" if self.dialect == "postgresql" else "SERIALIZABLE"
-            self._reader = self._engine.execution_options(isolation_level=isolation)
+            # reads of one block see one state, which SQLite's do anyway
+            postgresql = self.dialect == "postgresql"
+            reading = {"isolation_level": "REPEATABLE READ"} if postgresql else {}
+            self._reader = self._engine.execution_options(**reading)
             self._writers = threading.Lock()
             self._prepare()
         except BaseException:

@@ -10,11 +10,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 
-from databases import BOTH, PostgreSQL, postgresql  # noqa: E402 - as the next
-from site_parts import Site  # noqa: E402 - found there
-from standin import Scripted, Shipped, Writes  # noqa: E402
+from databases import BOTH, PostgreSQL, postgresql
+from site_parts import Site
+from standin import Scripted, Shipped, Writes
 
-from taskmem.agent.storage import Storage  # noqa: E402
+from taskmem.agent.storage import Storage
 
 
 @pytest.fixture(scope="session")

@@ -83,11 +83,12 @@ def test_the_budget_is_kept_however_many_memories_match(storage: Storage) -> Non
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "\x00", "___", "NEAR(a b)", "a:b", "-- ; DROP TABLE memories", "*", '"', "' OR 1=1", "\u200b", "漢字", "a" * 4000]
+    "asked",
+    ["\x00", "___", "NEAR(a b)", "a:b", "-- ; DROP TABLE memories", "*", '"', "' OR 1=1", "\u200b", "漢字", "a" * 4000],
 )
 def test_no_question_is_a_query_of_its_own(storage: Storage, asked: str) -> None:
     remember_all(storage, dict.fromkeys(range(20), "rain on the window"))
-    assert seen(storage, 3 * (18 + FRAME), asked or "?") == [17, 18, 19]
+    assert seen(storage, 3 * (18 + FRAME), asked) == [17, 18, 19]
 
 
 def test_words_are_the_same_wherever_they_stand() -> None:
