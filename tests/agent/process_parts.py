@@ -98,5 +98,3 @@ class AgentProcess:
         """The most memory that it has had."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
-
-

@@ -15,7 +15,7 @@ from loopback import chat
 from taskmem.cli import shipped_base
 from taskmem.config import load_profile
 from taskmem.files import sha256_bytes
-from taskmem.policy.draw import SEED_ARGUMENT
+from taskmem.policy.completion import SEED_ARGUMENT
 from taskmem.policy.encoding import PromptEncoder
 from taskmem.policy.grammar import completion_for
 from taskmem.policy.http import Vocabulary

@@ -15,7 +15,9 @@ def seen(storage: Storage, characters: int, asked: str = "what?", at: float = 1e
     with storage.reading() as connection:
         stream = stream_of(connection, "door", "a")
         assert stream is not None
-        found: list[Memory] = read_for(connection, stream, question(1, text=asked, asked_at_s=at, **changes), characters)
+        found: list[Memory] = read_for(
+            connection, stream, question(1, text=asked, asked_at_s=at, **changes), characters
+        )
     return [m.index for m in found]
 
 
@@ -38,7 +40,9 @@ def test_a_question_from_before_the_budget_was_passed_still_sees_everything_ther
     "asked", ["Who carried the umbrella?", "umbrellas", "UMBRELLA!", 'umbrella" OR "x', "Ümbrella or (umbrella)"]
 )
 def test_beyond_the_budget_the_question_finds_what_it_is_about(storage: Storage, asked: str) -> None:
-    remember_all(storage, {i: "a man carries an umbrella" if i == 17 else f"a quiet street, lamp {i}" for i in range(100)})
+    remember_all(
+        storage, {i: "a man carries an umbrella" if i == 17 else f"a quiet street, lamp {i}" for i in range(100)}
+    )
     found = seen(storage, 10 * (25 + FRAME), asked)
     assert found[0] == 17
     # what is left of the budget goes to the newest

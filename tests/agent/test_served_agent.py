@@ -150,7 +150,11 @@ def test_a_question_is_answered_once_from_what_was_remembered(site: Site) -> Non
 
 
 def test_of_an_unknown_stream_nothing_is_known(site: Site) -> None:
-    for reply in (site.ask("never"), site.client().get("/v1/streams/never/memories"), site.client().delete("/v1/streams/never")):
+    for reply in (
+        site.ask("never"),
+        site.client().get("/v1/streams/never/memories"),
+        site.client().delete("/v1/streams/never"),
+    ):
         assert reply.status_code == 404
         assert reply.json()["error"]["type"] == "invalid_request_error"
 

@@ -57,7 +57,9 @@ def test_of_the_stream_nothing_is_left_and_of_the_other_everything(told: Site) -
     with told.client() as client:
         assert client.get("/v1/streams/b/memories").content == others
     log = read_records(told.folder / "responses" / "responses-agent.jsonl", Response)
-    archived = [r for path in (told.folder / "responses").glob("responses.agent.*") for r in read_records(path, Response)]
+    archived = [
+        r for path in (told.folder / "responses").glob("responses.agent.*") for r in read_records(path, Response)
+    ]
     assert {response.stream for response in [*log, *archived]} == {"b"}
 
 
@@ -124,4 +126,7 @@ def test_no_byte_of_the_stream_stays_in_the_file(told: Site) -> None:
         client.delete("/v1/streams/a")
     found = subprocess.run(["grep", "-c", "-a", f"{PHRASE} in a", *told.folder.glob("agent.db*")], check=False)
     assert found.returncode == 1
-    assert subprocess.run(["grep", "-c", "-a", " ".join(words), *told.folder.glob("agent.db*")], check=False).returncode == 1
+    assert (
+        subprocess.run(["grep", "-c", "-a", " ".join(words), *told.folder.glob("agent.db*")], check=False).returncode
+        == 1
+    )
