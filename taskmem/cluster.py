@@ -1,10 +1,10 @@
-"""What each stage asks of a cluster: accelerator, memory, placement, secrets, retries. Plain data; components/ acts on it."""
+"""What each stage asks of a cluster: accelerator, memory, placement, secrets, retries, nodes. Plain data; components/ acts on it."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from taskmem.settings import Count, Settings
+from taskmem.settings import Count, Positive, Settings
 
 Cpu = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?|[0-9]+m)$")]
 """CPU cores as kfp takes them: "8", "0.5" or "500m"."""
@@ -78,14 +78,47 @@ class StageResources(Settings):
     labels: dict[LabelKey, LabelValue]
 
 
+class Launcher(Settings):
+    """What the pod asks for that starts a training on other nodes and waits for it; it never holds a model."""
+
+    cpu: Cpu
+    memory: Memory
+
+
+class TrainingNodes(Settings):
+    """Where Phase One runs: on one node it is the stage's own pod, on more a Kubeflow TrainJob that the stage starts.
+
+    Each node gets what `stages.phase_one_gspo` asks for. All nodes and the starting pod mount the volume `claim` (ReadWriteMany)
+    at `mount`: inputs, checkpoints and the policy lie there, so that a run goes on after pre-emption.
+    """
+
+    count: Count
+    accelerator_memory: Positive  # GB (1e9 bytes) of one accelerator, which `phase-one --plan` reckons with
+    runtime: KubernetesName  # a ClusterTrainingRuntime or TrainingRuntime for torch
+    claim: KubernetesName
+    mount: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
+    launcher: Launcher
+
+
+class Spread(Settings):
+    """How Phase One is spread over processes and cut into forward passes: it changes a result by rounding alone."""
+
+    zero: Literal[3] | None  # DeepSpeed ZeRO stage; null = every process holds the whole model
+    micro_batch: Count | None  # rollouts in one forward pass; null = all that a process has of a mini-batch
+    gradient_checkpointing: bool
+    sampling: Literal["whole", "layers"]  # what ZeRO-3 gathers to sample with: the whole model, or one layer at a time
+    full_checkpoints: Annotated[int, Field(ge=2)] | None  # the newest so many can be resumed; older keep weights alone
+
+
 class ClusterSettings(Settings):
-    """One `StageResources` for each stage of the loop and for `notify`, which tells what became of a run; how feedback comes.
+    """One `StageResources` for each stage of the loop and for `notify`; the nodes of Phase One; how feedback comes.
 
-
-    It comes as a folder of logs that agents write, or in parts that they ship to an object store.
+    `notify` tells what became of a run. Feedback comes as a folder of logs that agents write, or in parts that they ship to an
+    object store.
     """
 
     feedback: Literal["logs", "parts"] = "logs"
+    nodes: TrainingNodes
     stages: dict[StageName, StageResources]
 
     @model_validator(mode="after")

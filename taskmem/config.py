@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from taskmem.cluster import ClusterSettings
+from taskmem.cluster import ClusterSettings, Spread
 from taskmem.errors import UserError
 from taskmem.roles import CallSettings
 from taskmem.serving import ServingSettings
@@ -136,6 +136,7 @@ class PhaseOneSettings(Settings):
     on_policy_steps: Annotated[int, Field(ge=0)]
     history: HistorySettings
     validate_every: Count  # steps between validations, which are also the checkpoints
+    spread: Spread
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

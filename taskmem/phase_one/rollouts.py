@@ -27,6 +27,48 @@ class Group:
         pairs = zip(self.completions, self.judgements, strict=True)
         return [c.memory for c, j in pairs if j.quality_ok and c.memory is not None]
 
+    @property
+    def lesson(self) -> "Lesson":
+        """What the processes that did not write this group need of it."""
+        pairs = zip(self.completions, self.judgements, strict=True)
+        return Lesson(
+            context=self.context.id,
+            tokens=[list(c.tokens) for c in self.completions],
+            advantages=list(self.advantages),
+            rewards=[_terms(reward) if reward.scored else None for reward in self.rewards],
+            written=[_lengths(c, j) for c, j in pairs],
+            valid=self.valid,
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A group as it travels between processes, plain JSON: what is learned from each rollout, and what the curves show.
+
+    `rewards` holds the terms of each rollout, None where it is not scored. `context` is the context's id.
+    """
+
+    context: str
+    tokens: list[list[int]]
+    advantages: list[float]
+    rewards: list[dict[str, float] | None]
+    written: list[dict[str, float]]
+    valid: list[str]
+
+
+def _terms(reward: Reward) -> dict[str, float]:
+    terms = {f"{name}_reward": getattr(reward, name) for name in ("format", "length", "quality", "richness")}
+    return {"reward": reward.total or 0.0, **terms}
+
+
+def _lengths(completion: Completion, judgement: Judgement) -> dict[str, float]:
+    return {
+        "memory_tokens": completion.memory_tokens,
+        "think_tokens": completion.think_tokens,
+        "format_rate": judgement.format_ok,
+        "quality_rate": judgement.quality_ok,
+    }
+
 
 def reward_group(
     context: Context, completions: Sequence[Completion], judges: Judges, settings: RewardSettings
@@ -53,28 +95,14 @@ def _ranks(context: Context, memories: Sequence[str], judges: Judges) -> list[fl
         return None
 
 
-def summarise(groups: Sequence[Group]) -> Mapping[str, float]:
+def summarise(lessons: Sequence[Lesson]) -> Mapping[str, float]:
     """Means over the rollouts: reward and its terms over the scored ones (absent if there are none), lengths and shares.
 
     `unscored` alone is a count.
     """
-    flat = [(c, j, r) for g in groups for c, j, r in zip(g.completions, g.judgements, g.rewards, strict=True)]
-    scored = [r for _, _, r in flat if r.scored]
-    count = len(flat)
-    terms: dict[str, float] = {}
-    if scored:
-        terms = {
-            "reward": sum(r.total or 0.0 for r in scored) / len(scored),
-            "format_reward": sum(r.format for r in scored) / len(scored),
-            "length_reward": sum(r.length for r in scored) / len(scored),
-            "quality_reward": sum(r.quality for r in scored) / len(scored),
-            "richness_reward": sum(r.richness for r in scored) / len(scored),
-        }
-    return {
-        **terms,
-        "memory_tokens": sum(c.memory_tokens for c, _, _ in flat) / count,
-        "think_tokens": sum(c.think_tokens for c, _, _ in flat) / count,
-        "format_rate": sum(j.format_ok for _, j, _ in flat) / count,
-        "quality_rate": sum(j.quality_ok for _, j, _ in flat) / count,
-        "unscored": float(count - len(scored)),
-    }
+    rewards = [reward for lesson in lessons for reward in lesson.rewards]
+    scored = [reward for reward in rewards if reward is not None]
+    written = [figures for lesson in lessons for figures in lesson.written]
+    means = {name: sum(reward[name] for reward in scored) / len(scored) for name in (scored[0] if scored else ())}
+    means |= {name: sum(figures[name] for figures in written) / len(written) for name in written[0]}
+    return {**means, "unscored": float(len(rewards) - len(scored))}

@@ -10,14 +10,17 @@ from statistics import mean
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.files import canonical_json, replace_directory, sha256_bytes
 from taskmem.judge.protocols import Judges
+from taskmem.phase_one.checkpoints import last_checkpoint, slots_of, update_of, whole_checkpoints
 from taskmem.phase_one.history import History, StrongMemory
+from taskmem.phase_one.ranks import Ranks
 from taskmem.phase_one.rollouts import reward_group
-from taskmem.phase_one.trainer import SLOTS_FILE, PackedGSPOTrainer, gspo_config, last_checkpoint
+from taskmem.phase_one.trainer import PackedGSPOTrainer, gspo_config
 from taskmem.policy.stream import by_stream
 from taskmem.policy.training import report_to
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint, load_processor, policy_digest
@@ -48,27 +51,42 @@ class PhaseOneInputs:
 
 
 def train_phase_one(
-    base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, out: Path, progress: Progress = silent
+    base: Path,
+    inputs: PhaseOneInputs,
+    profile: Profile,
+    seed: int,
+    out: Path,
+    progress: Progress = silent,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Train the base policy and return the folder of the picked checkpoint, `out`/policy.
 
     Writes `out`/training.json (a curve per metric) and `out`/validation.json as well. Killed and called again with the same
     arguments it goes on from `out`/checkpoints and ends in the same bytes; other arguments are refused with a UserError.
     Where the caller removed `out`/checkpoints afterwards, the policy is taken to be finished.
+
+    All processes of `ranks` (one, if not given) call it with the same arguments; `out` is a folder that all of them share.
     """
-    checkpoints = out / "checkpoints"
-    _same_run(base, inputs, profile, seed, out / "run.json")
+    checkpoints, ranks = out / "checkpoints", ranks or Ranks()
+    ranks.take_device()
+    if ranks.first:
+        _same_run(base, inputs, profile, seed, out / "run.json", ranks)
     if (out / "policy").exists() and not checkpoints.exists():
         return out / "policy"
-    _train(base, inputs, profile, seed, checkpoints, progress)
-    scores = _validate_all(checkpoints, inputs, profile)
-    best = max(sorted(scores), key=lambda step: scores[step])
-    write_json(out / "validation.json", {"picked": best, "scores": {str(s): scores[s] for s in sorted(scores)}})
-    updates = profile.phase_one.batch // profile.phase_one.mini_batch
-    return _export(base, checkpoints / f"checkpoint-{best * updates}", out / "policy")
+    _train(base, inputs, profile, seed, checkpoints, progress, ranks)
+    _validate(whole_checkpoints(checkpoints)[ranks.rank :: ranks.count], inputs, profile)
+    ranks.wait()
+    if ranks.first:
+        scores = _scores(checkpoints, profile)
+        best = max(sorted(scores), key=lambda step: scores[step])
+        write_json(out / "validation.json", {"picked": best, "scores": {str(s): scores[s] for s in sorted(scores)}})
+        updates = profile.phase_one.batch // profile.phase_one.mini_batch
+        _export(base, checkpoints / f"checkpoint-{best * updates}", out / "policy")
+    ranks.wait()
+    return out / "policy"
 
 
-def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, marker: Path) -> None:
+def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, marker: Path, ranks: Ranks) -> None:
     deciding = profile.model_dump(mode="json", include={"policy", "reward", "phase_one"})
     judges = (inputs.judges.fidelity, inputs.judges.redundancy, inputs.judges.richness)
     run = {
@@ -78,6 +96,9 @@ def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, m
         "judges": [judge.identity.model_dump(mode="json") for judge in judges],
         "seed": seed,
     }
+    if profile.phase_one.spread.zero:
+        # each process keeps its part of the optimiser's state: another number could not go on from it
+        run["processes"] = ranks.count
     if marker.exists() and read_json(marker) != run:
         raise UserError(
             f"{marker.parent}: holds checkpoints of other inputs, settings or seed; remove it or give another --out"
@@ -86,11 +107,24 @@ def _same_run(base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, m
 
 
 def _train(
-    base: Path, inputs: PhaseOneInputs, profile: Profile, seed: int, checkpoints: Path, progress: Progress
+    base: Path,
+    inputs: PhaseOneInputs,
+    profile: Profile,
+    seed: int,
+    checkpoints: Path,
+    progress: Progress,
+    ranks: Ranks,
 ) -> None:
     phase = profile.phase_one
-    # in bf16 an update of 1e-6 is lost in rounding, so the weights being trained are fp32; the forward is autocast
-    model, processor = load_checkpoint(base, dtype=torch.float32)
+    # first of all: it opens the process group, and under ZeRO-3 weights are sharded while they are loaded
+    config = gspo_config(profile, seed, checkpoints, ranks)
+    resume = _resumed(checkpoints, ranks)
+    sharded = phase.spread.zero is not None
+    # in bf16 an update of 1e-6 is lost in rounding, so the weights being trained are fp32 and the forward is autocast; DeepSpeed
+    # keeps the fp32 weights itself
+    in_half = sharded and torch.cuda.is_available()
+    model, processor = load_checkpoint(base, torch.bfloat16 if in_half else torch.float32, place=not sharded)
+    model.set_experts_implementation("grouped_mm")
     policy = TransformersPolicy.of(model, processor, profile.policy, inputs.frames_of, policy_digest(base))
     history = History(
         by_stream(inputs.segments),
@@ -101,24 +135,33 @@ def _train(
         phase.off_policy_steps,
         seed,
     )
-    resume = last_checkpoint(checkpoints)
     if resume:
-        history.restore(read_json(resume / SLOTS_FILE))
-    trainer = PackedGSPOTrainer(
-        policy,
-        processor,
-        profile,
-        history,
-        partial(reward_group, judges=inputs.judges, settings=profile.reward),
-        gspo_config(profile, seed, checkpoints),
-    )
+        history.restore(slots_of(resume))
+    reward = partial(reward_group, judges=inputs.judges, settings=profile.reward)
+    trainer = PackedGSPOTrainer(policy, processor, profile, history, reward, config, ranks)
     updates = phase.batch // phase.mini_batch
     report_to(trainer, lambda done, total: progress(done // updates, total // updates))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     curves = _curves(trainer.state.log_history, updates)
     if not all(math.isfinite(value) for step in curves for value in step.values()):
         raise UserError(f"{checkpoints}: the loss is no longer finite; lower phase_one.learning_rate and start anew")
-    write_json(checkpoints.parent / "training.json", curves)
+    if ranks.first:
+        write_json(checkpoints.parent / "training.json", curves)
+    if sharded:
+        # what is loaded from here on is whole again
+        unset_hf_deepspeed_config()
+
+
+def _resumed(checkpoints: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint to go on from, which every process must see."""
+    newest = last_checkpoint(checkpoints)
+    seen = ranks.gather(newest.name if newest else "")
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"{checkpoints}: the processes see different checkpoints ({', '.join(sorted(set(seen)))}); "
+            "give a folder on a volume that all nodes mount"
+        )
+    return newest
 
 
 def _curves(log: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, float]]:
@@ -133,18 +176,22 @@ def _curves(log: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, fl
     ]
 
 
-def _validate_all(checkpoints: Path, inputs: PhaseOneInputs, profile: Profile) -> dict[int, float]:
-    updates = profile.phase_one.batch // profile.phase_one.mini_batch
-    scores = {}
-    for folder in checkpoints.glob(f"checkpoint-*/{SLOTS_FILE}"):
-        kept = folder.parent / "validation.json"
+def _validate(folders: Sequence[Path], inputs: PhaseOneInputs, profile: Profile) -> None:
+    """Rate the policy of each checkpoint that has not been rated."""
+    for folder in folders:
+        kept = folder / "validation.json"
         if not kept.exists():
             # a checkpoint is not published, so a name does for a digest
-            digest = sha256_bytes(folder.parent.name)
-            policy = TransformersPolicy.of(*load_checkpoint(folder.parent), profile.policy, inputs.frames_of, digest)
+            digest = sha256_bytes(folder.name)
+            policy = TransformersPolicy.of(*load_checkpoint(folder), profile.policy, inputs.frames_of, digest)
             write_json(kept, {"score": inputs.validate(policy)})
-        scores[int(folder.parent.name.rsplit("-", 1)[1]) // updates] = float(read_json(kept)["score"])
-    return scores
+
+
+def _scores(checkpoints: Path, profile: Profile) -> dict[int, float]:
+    """The score of each step that was validated."""
+    updates = profile.phase_one.batch // profile.phase_one.mini_batch
+    folders = whole_checkpoints(checkpoints)
+    return {update_of(f) // updates: float(read_json(f / "validation.json")["score"]) for f in folders}
 
 
 def _export(base: Path, checkpoint: Path, target: Path) -> Path:

@@ -2,27 +2,29 @@
 
 TRL keeps what it does well: the sequence-level clipped loss, the KL term, the optimiser, checkpoints and logging.
 Ours is what it cannot do: video prompts, on-policy history (the slots are resolved inside generation, because a dataset is
-prefetched and would be one step stale), rewards that need the whole group, and scoring a group in one packed row. It runs in one
-process: a mini-batch is one forward pass, and the slots live here.
+prefetched and would be one step stale), rewards that need the whole group, and scoring a group in one packed row. Several
+processes each write some slots' groups and tell all others, so that every one moves the same history on and learns from its part
+of the same mini-batch (`share.py`); the rows of the dataset only keep TRL's time.
 """
 
-import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from taskmem.config import Profile
-from taskmem.errors import UserError
-from taskmem.files import atomic_write
+from taskmem.phase_one.checkpoints import complete, strip
 from taskmem.phase_one.history import History
-from taskmem.phase_one.rollouts import Group, summarise
+from taskmem.phase_one.ranks import Ranks, as_forward
+from taskmem.phase_one.rollouts import Group, Lesson, summarise
+from taskmem.phase_one.share import Piece, share_of
+from taskmem.phase_one.sharding import deepspeed_config
 from taskmem.policy.completion import seed_of
 from taskmem.policy.encoding import Prompt
 from taskmem.policy.packing import score_groups
@@ -30,20 +32,26 @@ from taskmem.policy.protocols import Completion
 from taskmem.policy.transformers_policy import TransformersPolicy
 from taskmem.records import Context
 
-SLOTS_FILE = "slots.json"
+WAIT_SECONDS = 7200
+"""How long a process waits for the slowest: the judges of one may be slow, and a lost one is torchrun's to notice."""
 RewardGroup = Callable[[Context, Sequence[Completion]], Group]
 
 
-def gspo_config(profile: Profile, seed: int, out: Path) -> GRPOConfig:
-    """TRL's settings for a profile; a step of the profile is one batch, so batch / mini_batch optimiser updates."""
+def gspo_config(profile: Profile, seed: int, out: Path, ranks: Ranks | None = None) -> GRPOConfig:
+    """TRL's settings for a profile; a step of the profile is one batch, so batch / mini_batch optimiser updates.
+
+    UserError where the batch cannot be shared by the processes.
+    """
     phase = profile.phase_one
+    share = share_of(phase, ranks or Ranks())
     updates = phase.batch // phase.mini_batch
     return GRPOConfig(
         output_dir=str(out),
         seed=seed,
         max_steps=(phase.off_policy_steps + phase.on_policy_steps) * updates,
-        per_device_train_batch_size=phase.mini_batch * phase.group_size,
-        steps_per_generation=updates,
+        per_device_train_batch_size=share.micro_batch,
+        gradient_accumulation_steps=share.accumulation,
+        steps_per_generation=updates * share.accumulation,
         num_generations=phase.group_size,
         max_completion_length=profile.policy.max_completion_tokens,
         temperature=profile.policy.sampling.temperature,
@@ -62,7 +70,8 @@ def gspo_config(profile: Profile, seed: int, out: Path) -> GRPOConfig:
         router_aux_loss_coef=0.0,
         shuffle_dataset=False,
         remove_unused_columns=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=phase.spread.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps",
         save_steps=phase.validate_every * updates,
         logging_steps=1,
@@ -70,6 +79,11 @@ def gspo_config(profile: Profile, seed: int, out: Path) -> GRPOConfig:
         disable_tqdm=True,
         bf16=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
+        deepspeed=deepspeed_config(torch.cuda.is_available()) if phase.spread.zero else None,
+        ds3_gather_for_generation=phase.spread.sampling == "whole",
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=WAIT_SECONDS,
     )
 
 
@@ -84,12 +98,16 @@ class PackedGSPOTrainer(GRPOTrainer):
         history: History,
         reward: RewardGroup,
         config: GRPOConfig,
+        ranks: Ranks | None = None,
     ) -> None:
         self._policy = policy
         self._profile = profile
         self._history = history
         self._reward = reward
+        self._ranks = ranks or Ranks()
+        self._share = share_of(profile.phase_one, self._ranks)
         self._current: dict[str, Any] = {}
+        self._ahead: deque[dict[str, Any]] = deque()
         slots = range(profile.phase_one.batch)
         super().__init__(
             model=policy.model,
@@ -98,57 +116,71 @@ class PackedGSPOTrainer(GRPOTrainer):
             reward_funcs=_rewarded_in_groups,
             processing_class=processor,
         )
-        if self.accelerator.num_processes > 1:
-            raise UserError("phase-one: the slots of on-policy history live in one process; launch it with one")
+        if self.accelerator.num_processes != self._ranks.count:
+            raise RuntimeError(f"{self.accelerator.num_processes} processes train, {self._ranks.count} were counted")
+        if profile.phase_one.spread.zero and profile.phase_one.spread.sampling == "layers":
+            # to gather a layer takes all processes: none may stop before the last
+            policy.finished = self._ranks.all
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if not self.model.training:
             raise RuntimeError("evaluation runs outside the trainer")
-        updates = self.args.steps_per_generation
-        if self.state.global_step % updates == 0:
-            self._buffered_inputs = self._rollouts(generation_batch, self.state.global_step // updates)
-        return self._buffered_inputs[self.state.global_step % updates]
+        if not self._ahead:
+            updates = self._profile.phase_one.batch // self._profile.phase_one.mini_batch
+            self._ahead.extend(self._rollouts(self.state.global_step // updates))
+        return self._ahead.popleft()
 
-    def _rollouts(self, rows: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-        """Sample, judge and reward this step's groups, move the history on, and cut the batch into mini-batches."""
-        group_size, mini = self.num_generations, self._profile.phase_one.mini_batch
-        slots = [row["slot"] for row in rows[::group_size]]
-        of_slot = self._history.contexts(step)
-        contexts = [of_slot[slot] for slot in slots]
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+    def _rollouts(self, step: int) -> list[dict[str, Any]]:
+        """Sample, judge and reward this process's groups, hear of all others', move the history on; the step's passes."""
+        contexts = self._history.contexts(step)
+        own = [contexts[slot] for slot in self._share.slots]
+        whole = self.args.ds3_gather_for_generation
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather_deepspeed3_params=whole) as model:
             self._policy.model = model.eval()
-            written = self._policy.write(contexts, group_size, seed=seed_of(self.args.seed, step))
+            written = self._policy.write(own, self.num_generations, seed=seed_of(self.args.seed, step))
             model.train()
-        groups = [self._reward(c, completions) for c, completions in zip(contexts, written, strict=True)]
-        self._history.advance(step, [g.valid for g in groups])
-        for name, value in summarise(groups).items():
+        lessons = [vars(self._reward(c, w).lesson) for c, w in zip(own, written, strict=True)]
+        told = [Lesson(**lesson) for of_rank in self._ranks.gather(lessons) for lesson in of_rank]
+        if [lesson.context for lesson in told] != [context.id for context in contexts]:
+            raise RuntimeError(f"step {step}: the processes do not agree on the contexts; do all see the same segments?")
+        self._history.advance(step, [lesson.valid for lesson in told])
+        for name, value in summarise(told).items():
             self._metrics["train"][name].append(value)
-        return [self._mini_batch(groups[i : i + mini]) for i in range(0, len(groups), mini)]
+        return [self._pass(pieces, contexts, told) for pieces in self._share.passes]
 
-    def _mini_batch(self, groups: Sequence[Group]) -> dict[str, Any]:
-        prompts = [self._policy.prompt(group.context) for group in groups]
-        tokens = [[c.tokens for c in group.completions] for group in groups]
+    def _pass(
+        self, pieces: Sequence[Piece], contexts: Sequence[Context], lessons: Sequence[Lesson]
+    ) -> dict[str, Any]:
+        """One forward pass's prompts, rollouts and advantages."""
+        of = [(lessons[piece.slot], slice(piece.first, piece.last)) for piece in pieces]
+        prompts = [self._policy.prompt(contexts[piece.slot]) for piece in pieces]
+        tokens = [lesson.tokens[cut] for lesson, cut in of]
         device = self.accelerator.device
         batch: dict[str, Any] = {
             "prompts": prompts,
             "groups": tokens,
-            "advantages": torch.tensor([a for group in groups for a in group.advantages], device=device),
-            "scored": torch.tensor([r.scored for group in groups for r in group.rewards], device=device),
+            "advantages": torch.tensor([a for lesson, cut in of for a in lesson.advantages[cut]], device=device),
+            "scored": torch.tensor([r is not None for lesson, cut in of for r in lesson.rewards[cut]], device=device),
         }
         with torch.no_grad():
-            if self.args.steps_per_generation > 1:
-                batch["old_per_token_logps"] = self._score(self.model, prompts, tokens)[0]
+            if self._profile.phase_one.batch > self._profile.phase_one.mini_batch:
+                batch["old_per_token_logps"] = self._score(self.model_wrapped, prompts, tokens)[0]
             if self.ref_model is not None:
                 batch["ref_per_token_logps"] = self._score(self.ref_model, prompts, tokens)[0]
         return batch
 
     def _score(
-        self, model: PreTrainedModel, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]]
+        self, model: Any, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probabilities, entropies and mask, each [rollouts, longest completion]."""
+
+        def packed(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            scores = score_groups(model, self._policy.encoder, prompts, groups, self.temperature)
+            return scores.logps.flatten(0, 1), scores.entropies.flatten(0, 1), scores.mask.flatten(0, 1).long()
+
         with self.accelerator.autocast():
-            packed = score_groups(model, self._policy.encoder, prompts, groups, self.temperature)
-        return packed.logps.flatten(0, 1), packed.entropies.flatten(0, 1), packed.mask.flatten(0, 1).long()
+            scored: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = as_forward(model, packed)
+        return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         logps, entropies, mask = self._score(model, inputs["prompts"], inputs["groups"])
@@ -173,16 +205,15 @@ class PackedGSPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._ranks.wait()
+        if not self._ranks.first:
+            return
+        out = Path(self.args.output_dir)
         # written last: a checkpoint without it was cut off and is not resumed from
-        atomic_write(folder / SLOTS_FILE, json.dumps(self._history.state()))
+        complete(out / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", self._history.state())
+        if self._profile.phase_one.spread.full_checkpoints:
+            strip(out, self._profile.phase_one.spread.full_checkpoints)
 
 
 def _rewarded_in_groups(**_: Any) -> list[float]:
     raise RuntimeError("the group's reward is computed with its rollouts; TRL must not ask for it one by one")
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint below `out`, or None."""
-    found = [p.parent for p in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{SLOTS_FILE}")]
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)

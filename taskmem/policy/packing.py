@@ -4,7 +4,7 @@ A packed row is the prompt once and then every completion of the group; a block 
 itself only, and each starts at the prompt's next position. The result equals scoring them one row each, up to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,18 @@ class Packed:
 
 @torch.no_grad()
 def sample_groups(
-    model: Any, encoder: PromptEncoder, prompts: Sequence[Prompt], n: int, seeds: Sequence[int]
+    model: Any,
+    encoder: PromptEncoder,
+    prompts: Sequence[Prompt],
+    n: int,
+    seeds: Sequence[int],
+    finished: Callable[[bool], bool] = bool,
 ) -> list[list[tuple[int, ...]]]:
     """`n` completions for each prompt (token ids, the end-of-turn token included where reached), one seed per prompt.
 
     The prompt is prefilled once and its cache repeated. `model` is a Qwen3VLMoeForConditionalGeneration, steered or not.
+    `finished` is told at every token whether all rows have ended and says whether to stop: processes that share a sharded
+    model stop together.
     """
     inputs, _ = encoder.batch(prompts)
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -47,7 +54,7 @@ def sample_groups(
         token = draw(logits).masked_fill(done, encoder.pad_id)
         drawn.append(token)
         done |= token == encoder.end_id
-        if bool(done.all()) or step + 1 == encoder.settings.max_completion_tokens:
+        if finished(bool(done.all())) or step + 1 == encoder.settings.max_completion_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         hidden = model.model.language_model(

@@ -1,6 +1,6 @@
 """The policy in this process, on transformers: a checkpoint folder, optionally with one steer adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,10 +43,11 @@ def load_processor(path: Path) -> Any:
     return processor
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
+def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto", place: bool = True) -> tuple[Any, Any]:
     """Model (on the accelerator, if there is one) and processor of a checkpoint folder (safetensors only).
 
-    `dtype` is that of the weights; "auto" keeps the saved one. UserError if the folder is no checkpoint or not whole.
+    `dtype` is that of the weights; "auto" keeps the saved one. `place` is False for a model that ZeRO-3 has put into its places.
+    UserError if the folder is no checkpoint or not whole.
     """
     check_policy(path)
     with reading(path):
@@ -64,7 +65,9 @@ def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any,
         raise UserError(
             f"{path}: {len(wrong)} weights are missing or do not fit, first {wrong[0]}; copy the checkpoint again"
         )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(path)
+    if place:
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval(), load_processor(path)
 
 
 class TransformersPolicy:
@@ -75,6 +78,7 @@ class TransformersPolicy:
         self.encoder = encoder
         self.digest = digest
         self.adapter = adapter
+        self.finished: Callable[[bool], bool] = bool  # see `packing.sample_groups`
 
     @classmethod
     def of(cls, model: Any, processor: Any, settings: PolicySettings, frames_of: FramesOf, digest: str) -> Self:
@@ -101,7 +105,7 @@ class TransformersPolicy:
         for start in range(0, len(contexts), at_once):
             part = contexts[start : start + at_once]
             seeds = [seed_of(seed, n, context.id) for context in part]
-            groups = sample_groups(self.model, self.encoder, [self.prompt(c) for c in part], n, seeds)
+            groups = sample_groups(self.model, self.encoder, [self.prompt(c) for c in part], n, seeds, self.finished)
             written += [[self.completion(tokens) for tokens in group] for group in groups]
         return written
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from taskmem.errors import UserError
 from taskmem.files import sha256_tree
+from taskmem.phase_one.checkpoints import SLOTS_FILE, last_checkpoint
 from taskmem.phase_one.train import train_phase_one
-from taskmem.phase_one.trainer import SLOTS_FILE, last_checkpoint
 from taskmem.policy.transformers_policy import TransformersPolicy, load_checkpoint
 from taskmem.records import Segment
 

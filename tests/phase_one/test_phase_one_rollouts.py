@@ -148,7 +148,7 @@ def test_a_summary_holds_means_over_all_rollouts_and_rewards_of_the_scored_ones(
     judges = judges_of(fails_on="lamp")
     groups = [reward_group(CONTEXT, members, judges, miniature) for members in ([RICH, POOR, BROKEN], [WRONG, LONG])]
     assert [totals(g) for g in groups] == [[4.0, 3.0, 0.0], [2.0, None]]
-    assert summarise(groups) == pytest.approx(
+    assert summarise([group.lesson for group in groups]) == pytest.approx(
         {
             "reward": (4 + 3 + 0 + 2) / 4,
             "format_reward": 3 / 4,
@@ -167,4 +167,4 @@ def test_a_summary_holds_means_over_all_rollouts_and_rewards_of_the_scored_ones(
 def test_a_summary_of_nothing_scored_reports_no_reward(miniature: RewardSettings) -> None:
     group = reward_group(CONTEXT, [RICH, POOR], judges_of(richness=Richnesses(fails=True)), miniature)
     assert totals(group) == [None, None]
-    assert summarise([group]).get("reward") != 0.0
+    assert summarise([group.lesson]).get("reward") != 0.0

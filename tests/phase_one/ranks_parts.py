@@ -1,0 +1,80 @@
+"""Runs of Phase One in several processes on this machine; as a script it is one of these processes, started by torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from phase_one_parts import SEED, inputs, short_profile
+from transformers import TrainerCallback
+
+from taskmem.config import Profile
+from taskmem.phase_one import train
+from taskmem.phase_one.ranks import Ranks
+from taskmem.phase_one.trainer import PackedGSPOTrainer
+
+SPREAD = {"zero": None, "micro_batch": None, "gradient_checkpointing": False, "sampling": "whole", "full_checkpoints": None}
+
+
+def shared_profile(**spread: Any) -> Profile:
+    """Four contexts a step in two updates, so that two processes have one each of every mini-batch."""
+    profile = short_profile(batch=4, mini_batch=2, group_size=4)
+    phase = profile.phase_one
+    settings = phase.spread.model_copy(update={**SPREAD, **spread})
+    return profile.model_copy(update={"phase_one": phase.model_copy(update={"spread": settings})})
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every update of a process, as it is when the optimiser steps."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        self.seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def watched(kept: Gradients) -> None:
+    """Let every trainer that is made from here on show its gradients."""
+    plain = PackedGSPOTrainer.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        self.add_callback(kept)
+
+    PackedGSPOTrainer.__init__ = init
+
+
+def together(processes: int, base: Path, out: Path, *, restarts: int = 0, **job: Any) -> subprocess.CompletedProcess[str]:
+    """Train in so many processes under torchrun. `job`: spread settings; `dies`: [rank, update] of a process that kills itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={restarts}", __file__, str(base), str(out), json.dumps(job)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def process(base: Path, out: Path, job: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    ranks, dies = Ranks.of(os.environ), job.pop("dies", None)
+    updates = count(1)
+
+    def tell(done: int, total: int) -> None:
+        marker = out / "died"
+        if dies and (ranks.rank in (dies[0], -dies[0]) and next(updates) == dies[1]) and not marker.exists():
+            marker.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    kept = Gradients()
+    watched(kept)
+    train.train_phase_one(base, inputs(), shared_profile(**job), SEED, out, tell, ranks)
+    if ranks.first:
+        torch.save(kept.seen, out / "gradients.pt")
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
