@@ -107,6 +107,7 @@ class Spread(Settings):
     micro_batch: Count | None  # rollouts in one forward pass; null = all that a process has of a mini-batch
     gradient_checkpointing: bool
     sampling: Literal["whole", "layers"]  # what ZeRO-3 gathers to sample with: the whole model, or one layer at a time
+    sampled: Count | None  # contexts that a process samples at once, a cache each; null = as many as make 128 rows
     full_checkpoints: Annotated[int, Field(ge=2)] | None  # the newest so many can be resumed; older keep weights alone
 
 

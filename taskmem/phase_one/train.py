@@ -20,6 +20,7 @@ from taskmem.phase_one.checkpoints import last_checkpoint, slots_of, update_of, 
 from taskmem.phase_one.history import History, StrongMemory
 from taskmem.phase_one.ranks import Ranks
 from taskmem.phase_one.rollouts import reward_group
+from taskmem.phase_one.sharding import load_sharded
 from taskmem.phase_one.trainer import PackedGSPOTrainer, gspo_config
 from taskmem.policy.stream import by_stream
 from taskmem.policy.training import report_to
@@ -122,8 +123,11 @@ def _train(
     sharded = phase.spread.zero is not None
     # in bf16 an update of 1e-6 is lost in rounding, so the weights being trained are fp32 and the forward is autocast; DeepSpeed
     # keeps the fp32 weights itself
-    in_half = sharded and torch.cuda.is_available()
-    model, processor = load_checkpoint(base, torch.bfloat16 if in_half else torch.float32, place=not sharded)
+    if sharded:
+        half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        model, processor = load_sharded(base, half, ranks.first), load_processor(base)
+    else:
+        model, processor = load_checkpoint(base, dtype=torch.float32)
     model.set_experts_implementation("grouped_mm")
     policy = TransformersPolicy.of(model, processor, profile.policy, inputs.frames_of, policy_digest(base))
     history = History(

@@ -24,7 +24,7 @@ from taskmem.phase_one.history import History
 from taskmem.phase_one.ranks import Ranks, as_forward
 from taskmem.phase_one.rollouts import Group, Lesson, summarise
 from taskmem.phase_one.share import Piece, share_of
-from taskmem.phase_one.sharding import deepspeed_config
+from taskmem.phase_one.sharding import deepspeed_config, turned
 from taskmem.policy.completion import seed_of
 from taskmem.policy.encoding import Prompt
 from taskmem.policy.packing import score_groups
@@ -118,6 +118,8 @@ class PackedGSPOTrainer(GRPOTrainer):
         )
         if self.accelerator.num_processes != self._ranks.count:
             raise RuntimeError(f"{self.accelerator.num_processes} processes train, {self._ranks.count} were counted")
+        if profile.phase_one.spread.sampled:
+            policy.rows = profile.phase_one.spread.sampled * profile.phase_one.group_size
         if profile.phase_one.spread.zero and profile.phase_one.spread.sampling == "layers":
             # to gather a layer takes all processes: none may stop before the last
             policy.finished = self._ranks.all
@@ -202,6 +204,12 @@ class PackedGSPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         return self._current.pop("logps"), self._current.pop("entropies"), None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if self._profile.phase_one.spread.zero and state_dict is not None:
+            sharded = {n: t for n, t in state_dict.items() if self.model.get_parameter(n).shape != t.shape}
+            state_dict = state_dict | turned(sharded, self.model.config)
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -43,11 +43,10 @@ def load_processor(path: Path) -> Any:
     return processor
 
 
-def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto", place: bool = True) -> tuple[Any, Any]:
+def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
     """Model (on the accelerator, if there is one) and processor of a checkpoint folder (safetensors only).
 
-    `dtype` is that of the weights; "auto" keeps the saved one. `place` is False for a model that ZeRO-3 has put into its places.
-    UserError if the folder is no checkpoint or not whole.
+    `dtype` is that of the weights; "auto" keeps the saved one. UserError if the folder is no checkpoint or not whole.
     """
     check_policy(path)
     with reading(path):
@@ -65,9 +64,7 @@ def load_checkpoint(path: Path, dtype: torch.dtype | str = "auto", place: bool =
         raise UserError(
             f"{path}: {len(wrong)} weights are missing or do not fit, first {wrong[0]}; copy the checkpoint again"
         )
-    if place:
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval(), load_processor(path)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(path)
 
 
 class TransformersPolicy:
@@ -78,6 +75,7 @@ class TransformersPolicy:
         self.encoder = encoder
         self.digest = digest
         self.adapter = adapter
+        self.rows = ROWS
         self.finished: Callable[[bool], bool] = bool  # see `packing.sample_groups`
 
     @classmethod
@@ -101,7 +99,7 @@ class TransformersPolicy:
     def write(self, contexts: Sequence[Context], n: int, seed: int) -> list[list[Completion]]:
         """Sample `n` completions for each context."""
         written: list[list[Completion]] = []
-        at_once = max(1, ROWS // n)
+        at_once = max(1, self.rows // n)
         for start in range(0, len(contexts), at_once):
             part = contexts[start : start + at_once]
             seeds = [seed_of(seed, n, context.id) for context in part]

@@ -18,14 +18,12 @@ from taskmem.phase_one import train
 from taskmem.phase_one.ranks import Ranks
 from taskmem.phase_one.trainer import PackedGSPOTrainer
 
-SPREAD = {"zero": None, "micro_batch": None, "gradient_checkpointing": False, "sampling": "whole", "full_checkpoints": None}
-
 
 def shared_profile(**spread: Any) -> Profile:
     """Four contexts a step in two updates, so that two processes have one each of every mini-batch."""
-    profile = short_profile(batch=4, mini_batch=2, group_size=4)
+    profile = short_profile(batch=4, mini_batch=2, group_size=4, kl=spread.pop("kl", 0.2))
     phase = profile.phase_one
-    settings = phase.spread.model_copy(update={**SPREAD, **spread})
+    settings = phase.spread.model_copy(update=spread)
     return profile.model_copy(update={"phase_one": phase.model_copy(update={"spread": settings})})
 
 
