@@ -14,6 +14,7 @@ from taskmem.commands.collect import collect
 from taskmem.commands.erase import erase
 from taskmem.commands.export import export
 from taskmem.commands.gate import gate
+from taskmem.commands.phase_one import phase_one
 from taskmem.commands.registry import registry_app
 from taskmem.commands.results import results
 from taskmem.commands.serve import serve_app
@@ -26,6 +27,7 @@ RESULTS, REPORT = "results.json", "report.html"
 SHOWN = (RESULTS, REPORT)
 for command in (collect, gate, results, export, *COMMANDS):
     app.command()(command)
+app.command("phase-one")(phase_one)
 audit_app.command()(erase)
 app.add_typer(registry_app, name="registry")
 app.add_typer(audit_app, name="audit")

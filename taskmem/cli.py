@@ -77,7 +77,7 @@ def loop(
     from taskmem.loop.results import differences_table, results_table
 
     run_loop = Loop(out, base or shipped_base(), load_profile(profile), seed, StageDisplay(console), videos)
-    _fresh(out, resume, ".stages")
+    fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
         console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
@@ -95,33 +95,10 @@ def segment(
     """Cut videos into segments: segments.jsonl, clips/<stream>/<index>.mp4, refused.jsonl."""
     from taskmem.stages.segmentation import segmentation
 
-    with _stage("segment") as progress:
+    with stage_progress("segment") as progress:
         summary = segmentation(videos, load_profile(profile), out, progress)
     counts = f"{summary.videos} videos, {summary.streams} streams, {summary.segments} segments"
     console.print(f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
-
-
-@app.command("phase-one")
-def phase_one(
-    segments: Annotated[Path, typer.Argument(help="Folder that `taskmem segment` wrote.")],
-    policy: PolicyFolder,
-    development: Annotated[Path, typer.Option("--development", help="Segments of the development split.")],
-    questions: Annotated[Path, typer.Option("--questions", help="questions.jsonl of the development split.")],
-    out: Out,
-    world: World = None,
-    profile: ProfileName = MINIATURE,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Train the base policy with GSPO; the checkpoint is picked on the development split."""
-    from taskmem.stages.train_policy import phase_one as stage
-
-    settings = load_profile(profile)
-    ends = _backends(settings, world)
-    _fresh(out, resume, "run.json")
-    with _stage("phase-one") as progress:
-        stage(segments, policy, development, questions, ends, settings, seed, out, progress)
-    console.print(f"{out / 'policy'}", highlight=False, markup=False)
 
 
 @app.command()
@@ -135,7 +112,7 @@ def rollouts(
     """Sample N candidates per context from the frozen policy, once."""
     from taskmem.stages.candidates import rollout_cache
 
-    with _stage("rollouts") as progress:
+    with stage_progress("rollouts") as progress:
         rollout_cache(segments, policy, load_profile(profile), seed, out, progress)
     console.print(f"{out}", highlight=False, markup=False)
 
@@ -152,7 +129,7 @@ def score(
     from taskmem.stages.judging import judge_scoring
 
     settings = load_profile(profile)
-    with _stage("score") as progress:
+    with stage_progress("score") as progress:
         summary = judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
     console.print("  ".join(f"{k} {v:.4g}" for k, v in summary.items()), highlight=False, soft_wrap=True)
 
@@ -206,7 +183,7 @@ def phase_two(
     if environments is None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_@-]*", name):
             raise UserError(f"--name {name}: letters, digits, '_', '@' and '-' only, a letter or digit first")
-        with _stage("phase-two") as progress:
+        with stage_progress("phase-two") as progress:
             adapt.phase_two(
                 preferences, *paths, FrozenPolicy(policy), name, settings, seed, out, progress, cache, _note
             )
@@ -215,7 +192,7 @@ def phase_two(
     from taskmem.loop.results import outcomes_table
 
     names = environments.split(",")
-    with _stage("phase-two") as progress:
+    with stage_progress("phase-two") as progress:
         done = adapt.phase_two_of_each(preferences, *paths, policy, names, settings, seed, out, progress, cache, _note)
     console.print(outcomes_table(done, "adapters"))
     console.print(f"{out / 'outcomes.jsonl'}", highlight=False, markup=False, soft_wrap=True)
@@ -246,7 +223,7 @@ def evaluate(
 
     settings = load_profile(profile)
     ends = _backends(settings, world)
-    with _stage("evaluate") as progress:
+    with stage_progress("evaluate") as progress:
         streaming_eval(segments, questions, policy, ends, settings, seed, out, adapter, task, progress)
     overall = read_json(out / SUMMARY)["overall"]
     console.print("  ".join(f"{k} {overall[k]:.3f}" for k in ("accuracy", "coverage", "precision")), highlight=False)
@@ -274,7 +251,7 @@ def deploy(
     settings = load_profile(profile)
     ends = _backends(settings, world)
     steered = _adapter(adapter, store, out)
-    with _stage("deploy") as progress:
+    with stage_progress("deploy") as progress:
         deployment(segments, policy, questions, ends, settings, seed, out, progress, steered)
     console.print("  ".join(f"{k} {v:g}" for k, v in read_json(out / SUMMARY).items()), highlight=False)
 
@@ -315,7 +292,7 @@ def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> 
     if settings.world is None:
         raise UserError(f"profile {profile}: has no world to render; use --profile miniature")
     for split in SPLITS:
-        with _stage(f"render {split}") as progress:
+        with stage_progress(f"render {split}") as progress:
             render_split(out / split, split, settings.world, seed, progress)
     console.print(f"{out}", highlight=False, markup=False)
 
@@ -325,7 +302,7 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
     """Train a base policy from scratch by the recipe of the shipped one (about eight minutes on one core)."""
     from taskmem.world.pretrain import Pretraining, Recipe
 
-    with _stage("pretrain") as progress:
+    with stage_progress("pretrain") as progress:
         pretraining = Pretraining(Recipe(), load_profile(profile).policy, seed, progress)
         precision = pretraining.run()
         pretraining.save(out, precision)
@@ -333,7 +310,7 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
     console.print(f"{out}", highlight=False, markup=False)
 
 
-def _fresh(out: Path, resume: bool, sign: str) -> None:
+def fresh(out: Path, resume: bool, sign: str) -> None:
     """Remove the results of an earlier run, known by the `sign` it left, where the user wants to start anew."""
     if resume or not out.exists():
         return
@@ -348,7 +325,8 @@ def _fresh(out: Path, resume: bool, sign: str) -> None:
     shutil.rmtree(out)
 
 
-def _stage(name: str) -> "AbstractContextManager[Callable[[int, int], None]]":
+def stage_progress(name: str) -> "AbstractContextManager[Callable[[int, int], None]]":
+    """The bar of a stage, and the callback that moves it."""
     from taskmem.loop.display import StageDisplay
 
     return StageDisplay(console).stage(name)
