@@ -8,13 +8,10 @@ launches a Kubeflow TrainJob, whose pod template has them.
 from kfp import dsl, kubernetes
 
 from components.images import Images, is_pinned
-from taskmem.cluster import StageName, StageResources
+from taskmem.cluster import IMAGE, USER, ClusterSettings, StageName, StageResources, pod_labels
 from taskmem.config import Profile
-from taskmem.entry import IMAGE
 from taskmem.errors import UserError
 
-USER = 1000
-"""The user and group that the images are built for; never root."""
 RETRY_WINDOW = "365d"
 """Never binds: Argo takes it as a deadline from the first attempt's start, queueing included, and kfp's default is an hour."""
 
@@ -36,7 +33,7 @@ def place(
     """
     if profile.cluster is None:
         raise UserError(f"profile {profile.name}: says nothing of a cluster; give one with cluster.stages")
-    asked = profile.cluster.stages[stage]
+    asked = profile.cluster.pod(stage)
     image = images.reference(asked.image)
     task.set_container_image(image)
     # what a task makes names the image that made it
@@ -47,6 +44,7 @@ def place(
     _scheduling(task, asked)
     _pod(task, stage, asked)
     _attempts(task, asked)
+    _shared(task, stage, profile.cluster)
     return task
 
 
@@ -67,14 +65,11 @@ def _scheduling(task: dsl.PipelineTask, asked: StageResources) -> None:
     for key, value in asked.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for taint in asked.tolerations:
-        operator = "Exists" if taint.value is None else "Equal"
-        kubernetes.add_toleration(task, key=taint.key, operator=operator, value=taint.value, effect=taint.effect)
+        kubernetes.add_toleration(task, **taint.kubernetes)
 
 
 def _pod(task: dsl.PipelineTask, stage: StageName, asked: StageResources) -> None:
-    standard = {"name": "taskmem", "component": stage, "part-of": "taskmem"}
-    labels = {f"app.kubernetes.io/{key}": value for key, value in standard.items()} | asked.labels
-    for key, value in labels.items():
+    for key, value in pod_labels(stage, asked).items():
         kubernetes.add_pod_label(task, key, value)
     # one call a variable: kfp's mapping is keyed by the secret's key, so two variables of one key would be one
     for secret in asked.secrets:
@@ -93,3 +88,9 @@ def _attempts(task: dsl.PipelineTask, asked: StageResources) -> None:
         backoff_factor=retry.factor,
         backoff_max_duration=RETRY_WINDOW,
     )
+
+
+def _shared(task: dsl.PipelineTask, stage: StageName, cluster: ClusterSettings) -> None:
+    """The volume by which a stage and the nodes of its job hand each other files."""
+    if cluster.on_nodes(stage):
+        kubernetes.mount_pvc(task, pvc_name=cluster.nodes.claim, mount_path=cluster.nodes.mount)

@@ -21,8 +21,9 @@ from components.placement import place
 from components.preference_mining.component import preference_mining
 from components.rollout_cache.component import rollout_cache
 from components.streaming_eval.component import gate
-from taskmem.cluster import StageName
+from taskmem.cluster import JobSettings, StageName
 from taskmem.config import Profile
+from taskmem.files import canonical_json
 
 
 class Adapted(NamedTuple):
@@ -56,6 +57,15 @@ class Placement:
     def from_logs(self) -> bool:
         """Whether feedback comes as logs, which are an artifact; else in parts of a store, which is a URL."""
         return self.profile.cluster is None or self.profile.cluster.feedback == "logs"
+
+    def job(self, stage: StageName) -> dict[str, Any]:
+        """The `job` argument of a stage that runs on nodes of its own; nothing for one that runs in its task."""
+        cluster = self.profile.cluster
+        if cluster is None or not cluster.on_nodes(stage):
+            return {}
+        asked = cluster.stages[stage]
+        job = JobSettings(image=self.images.reference(asked.image), nodes=cluster.nodes, resources=asked)
+        return {"job": canonical_json(job.model_dump(mode="json"))}
 
     def truth(self, split: Any) -> dict[str, Any]:
         """The `world` argument of a judging stage: a rendered split, for a profile whose judges know the truth."""

@@ -1,4 +1,4 @@
-"""What each stage asks of a cluster: accelerator, memory, placement, secrets, retries, nodes. Plain data; components/ acts on it."""
+"""What each stage asks of a cluster: accelerator, memory, placement, secrets, retries, nodes. Plain data."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from taskmem.settings import Count, Positive, Settings
 
+USER = 1000
+"""The user and group that the images are built for; never root."""
+IMAGE = "TASKMEM_IMAGE"
+"""The variable in which a task is told which image it runs in."""
 Cpu = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?|[0-9]+m)$")]
 """CPU cores as kfp takes them: "8", "0.5" or "500m"."""
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")]
@@ -45,6 +49,13 @@ class Toleration(Settings):
     value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
 
+    @property
+    def kubernetes(self) -> dict[str, str]:
+        """As a pod says it."""
+        if self.value is None:
+            return {"key": self.key, "operator": "Exists", "effect": self.effect}
+        return {"key": self.key, "operator": "Equal", "value": self.value, "effect": self.effect}
+
 
 class SecretVariable(Settings):
     """An environment variable filled from a Kubernetes secret; the value is never in a file of ours."""
@@ -78,6 +89,12 @@ class StageResources(Settings):
     labels: dict[LabelKey, LabelValue]
 
 
+def pod_labels(stage: StageName, asked: StageResources) -> dict[str, str]:
+    """The labels of a stage's pods: Kubernetes' recommended ones, and those that the profile asks for."""
+    standard = {"name": "taskmem", "component": stage, "part-of": "taskmem"}
+    return {f"app.kubernetes.io/{key}": value for key, value in standard.items()} | dict(asked.labels)
+
+
 class Launcher(Settings):
     """What the pod asks for that starts a training on other nodes and waits for it; it never holds a model."""
 
@@ -98,6 +115,14 @@ class TrainingNodes(Settings):
     claim: KubernetesName
     mount: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
     launcher: Launcher
+
+
+class JobSettings(Settings):
+    """A training on several nodes as its stage is told of it: each node's image and resources."""
+
+    image: str
+    nodes: TrainingNodes
+    resources: StageResources
 
 
 class Spread(Settings):
@@ -128,3 +153,26 @@ class ClusterSettings(Settings):
         if missing:
             raise ValueError(f"no resources for the stages {', '.join(missing)}")
         return self
+
+    def pod(self, stage: StageName) -> StageResources:
+        """What the pod of a stage's own task asks for: all of it, or what starts the job if the training is on other nodes."""
+        asked = self.stages[stage]
+        if not self.on_nodes(stage):
+            return asked
+        starts: dict[str, object] = {
+            "cpu": self.nodes.launcher.cpu,
+            "memory": self.nodes.launcher.memory,
+            "shm": None,
+            "accelerator": None,
+            "tolerations": [],
+            "node_selector": {},
+            "secrets": [],
+            "labels": {},
+            # the job may queue as long as it may run
+            "timeout_seconds": 2 * asked.timeout_seconds,
+        }
+        return asked.model_copy(update=starts)
+
+    def on_nodes(self, stage: StageName) -> bool:
+        """Whether a stage runs on nodes of its own, and its task only starts them."""
+        return stage == "phase_one_gspo" and self.nodes.count > 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from taskmem.cluster import IMAGE, JobSettings
 from taskmem.config import Profile, parse_profile
 from taskmem.errors import UserError
 from taskmem.progress import progress_lines
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Numbers = dict[str, float]
-IMAGE = "TASKMEM_IMAGE"
-"""The variable in which a task is told which image it runs in."""
 TRUNK_CACHE = "TASKMEM_TRUNK_CACHE"
 """The variable that may name a folder for trunk states which outlives the task; by default they go with it."""
 
@@ -108,14 +107,24 @@ def phase_one_gspo(
     seed: int,
     policy: str,
     training: str,
+    job: str = "",
 ) -> Numbers:
-    """Train the base policy; its checkpoint goes to `policy`, the curves to `training`."""
-    from taskmem.stages.train_policy import phase_one
+    """Train the base policy; its checkpoint goes to `policy`, the curves to `training`.
 
+    `job` is a `taskmem.cluster.JobSettings` as JSON where the training is on other nodes, else empty.
+    """
     settings = parse_profile(profile)
     out = Path(training)
-    ends, asked = _backends(settings, world), _questions(questions)
-    phase_one(Path(segments), Path(base), Path(development), asked, ends, settings, seed, out, progress_lines())
+    paths = (Path(segments), Path(base), Path(development), _questions(questions))
+    if job:
+        from taskmem.stages.nodes import phase_one_on_nodes
+
+        truth = Path(world) if world else None
+        phase_one_on_nodes(*paths, truth, settings, seed, out, JobSettings.model_validate_json(job), os.environ)
+    else:
+        from taskmem.stages.train_policy import phase_one
+
+        phase_one(*paths, _backends(settings, world), settings, seed, out, progress_lines())
     shutil.move(out / "policy", policy)
     validated = read_json(out / "validation.json")
     return {"picked_step": validated["picked"], "development_accuracy": validated["scores"][str(validated["picked"])]}

@@ -38,7 +38,7 @@ def phase_one(
         str | None,
         typer.Option(
             "--profile",
-            help=f"One of {', '.join(profile_names())}, or the path of a YAML file; {MINIATURE} if not given, {PAPER} with --plan.",
+            help=f"One of {', '.join(profile_names())}, or a YAML file; {MINIATURE} if not given, {PAPER} with --plan.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -59,12 +59,20 @@ def phase_one(
     if plan:
         _plan(policy, profile or PAPER, nodes, gpus_per_node, gpu_memory)
         return
-    given = {"SEGMENTS": segments, "--policy": policy, "--development": development, "--questions": questions, "--out": out}
+    given = {
+        "SEGMENTS": segments,
+        "--policy": policy,
+        "--development": development,
+        "--questions": questions,
+        "--out": out,
+    }
     missing = [name for name, value in given.items() if value is None]
     if segments is None or policy is None or development is None or questions is None or out is None:
         raise UserError(f"phase-one: {', '.join(missing)} missing; see --help")
     if (nodes, gpus_per_node, gpu_memory) != (None, None, None):
-        raise UserError("--nodes, --gpus-per-node and --gpu-memory go with --plan; torchrun says how many processes train")
+        raise UserError(
+            "--nodes, --gpus-per-node and --gpu-memory go with --plan; torchrun says how many processes train"
+        )
     from taskmem.backends import backends_for
     from taskmem.phase_one.ranks import Ranks
     from taskmem.stages.train_policy import phase_one as stage
@@ -119,8 +127,8 @@ def _show(planned: "Plan") -> None:
     table.add_row("at its worst", f"{planned.peak:.1f}", f"of {planned.topology.memory:g}: {verdict}")
     wide.print(table)
     wide.print(
-        f"The volume for checkpoints needs {planned.volume:,.0f} GB. Rollouts are written by this process; a vLLM beside it, a copy on "
-        f"two GPUs, would hold {planned.vllm:.1f} GB of weights instead of the gathered ones.",
+        f"The volume for checkpoints needs {planned.volume:,.0f} GB. Rollouts are written by the training processes; a vLLM beside "
+        f"them, one copy on two GPUs, would hold {planned.vllm:.1f} GB of weights in place of the gathered ones.",
         highlight=False,
         markup=False,
     )

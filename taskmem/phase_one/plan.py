@@ -1,7 +1,7 @@
 """What Phase One needs of every GPU, before anything starts: `taskmem phase-one --plan`.
 
-A reckoning, not a measurement: each term says what it is made of. What is held always is exact; what a pass needs is taken for the
-longest context and completion that the profile allows, so real runs need less. GB are 1e9 bytes.
+A reckoning, not a measurement: each term says what it is made of. What is held always is exact; what a pass needs is taken for
+the longest context and completion that the profile allows, so real runs need less. GB are 1e9 bytes.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from taskmem.cluster import ClusterSettings
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.phase_one.ranks import Ranks
-from taskmem.phase_one.share import Share, share_of
 from taskmem.phase_one.sharding import BUCKET, GROUP, LIVE_PARAMETERS
+from taskmem.phase_one.share import Share, share_of
 from taskmem.phase_one.sizes import Sizes, longest_context
 
 RESERVE = 0.08
@@ -143,7 +143,9 @@ def _sampling(sizes: Sizes, profile: Profile, share: Share) -> Iterator[Term]:
     if phase.spread.zero and phase.spread.sampling == "whole":
         yield Term("gathered weights", "sampling", 2 * sizes.parameters / GB, "ZeRO-3 brings all of them together")
     elif phase.spread.zero:
-        yield Term("gathered layers", "sampling", _live(sizes), f"ZeRO-3, at most {LIVE_PARAMETERS / GB:g} B at one time")
+        yield Term(
+            "gathered layers", "sampling", _live(sizes), f"ZeRO-3, at most {LIVE_PARAMETERS / GB:g} B at one time"
+        )
     cache = contexts * size * length * sizes.cache / GB
     yield Term("key-value cache", "sampling", cache, f"{contexts} x {size} rollouts of {length:,} tokens, bf16")
     # forward alone keeps half of what backward would want
@@ -158,11 +160,15 @@ def _learning(sizes: Sizes, profile: Profile, share: Share) -> Iterator[Term]:
     completion = length * profile.policy.max_completion_tokens
     row = context.tokens + completion
     if spread.zero:
-        yield Term("gathered layers", "learning", _live(sizes), f"ZeRO-3, at most {LIVE_PARAMETERS / GB:g} B at one time")
+        yield Term(
+            "gathered layers", "learning", _live(sizes), f"ZeRO-3, at most {LIVE_PARAMETERS / GB:g} B at one time"
+        )
         buckets = (2 * 2 * BUCKET + 2 * sizes.leaf) / GB
         why = f"two of {BUCKET / GB:g} B gradients and a layer's {sizes.leaf / GB:.1f} B of experts, bf16"
         yield Term("gradient buckets", "learning", buckets, why)
-        yield Term("optimiser step", "learning", 4 * GROUP / GB, f"gradients of {GROUP / GB:g} B weights in fp32 at a time")
+        yield Term(
+            "optimiser step", "learning", 4 * GROUP / GB, f"gradients of {GROUP / GB:g} B weights in fp32 at a time"
+        )
     packed = rows * (2 * row**2 + context.patches * sizes.pixels) / GB
     why = f"{rows} of {row:,} tokens ({length} completions): attention mask, pixels"
     yield Term("packed rows", "learning", packed, why)
@@ -170,13 +176,17 @@ def _learning(sizes: Sizes, profile: Profile, share: Share) -> Iterator[Term]:
     kept = (sizes.layers * text * sizes.carried + sizes.vision_layers * patches * sizes.vision_carried) / GB
     everything = (sizes.layers * text * sizes.layer + sizes.vision_layers * patches * sizes.vision_layer) / GB
     if spread.gradient_checkpointing:
-        yield Term("activations", "learning", kept, f"what enters each layer; without checkpointing {everything:,.0f} GB")
+        yield Term(
+            "activations", "learning", kept, f"what enters each layer; without checkpointing {everything:,.0f} GB"
+        )
     else:
         yield Term("activations", "learning", everything, f"what each layer keeps; with checkpointing {kept:,.1f} GB")
     # a layer's gradients are as large as what it kept
     again = (2 if spread.gradient_checkpointing else 1) * max(text * sizes.layer, patches * sizes.vision_layer) / GB
     head = HEAD_BYTES * rows * completion * sizes.vocabulary / GB
-    yield Term("layer or head", "learning", max(again, head), f"the larger of a layer ({again:.1f}) and logits ({head:.1f})")
+    yield Term(
+        "layer or head", "learning", max(again, head), f"the larger of a layer ({again:.1f}) and logits ({head:.1f})"
+    )
 
 
 def fitting(sizes: Sizes, profile: Profile, given: Topology) -> list[Topology]:
@@ -203,6 +213,4 @@ def checked(sizes: Sizes, profile: Profile, topology: Topology) -> Plan:
         return planned
     others = fitting(sizes, profile, topology)
     instead = ", or ".join(map(str, others)) or "nothing known; use smaller segments, windows or completions"
-    raise UserError(
-        f"phase-one on {topology}: needs {planned.peak:.0f} GB of each; what fits: {instead}"
-    )
+    raise UserError(f"phase-one on {topology}: needs {planned.peak:.0f} GB of each; what fits: {instead}")

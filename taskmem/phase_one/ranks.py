@@ -27,7 +27,9 @@ class Ranks:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         given = [environment.get(name, default) for name, default in zip(names, "010", strict=True)]
         if not all(number.isdecimal() for number in given) or int(given[0]) >= int(given[1]):
-            raise UserError(f"{', '.join(names)} are {', '.join(given)}: not a process of torchrun; start it with torchrun")
+            raise UserError(
+                f"{', '.join(names)} are {', '.join(given)}: not a process of torchrun; start it with torchrun"
+            )
         return cls(*map(int, given))
 
     @property

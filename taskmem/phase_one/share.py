@@ -38,20 +38,22 @@ def share_of(phase: PhaseOneSettings, ranks: Ranks) -> Share:
     """The part of process `ranks.rank`; UserError if the batch cannot be cut into equal parts."""
     if phase.batch % ranks.count:
         raise UserError(
-            f"phase_one.batch: {phase.batch} contexts cannot be shared by {ranks.count} processes; make it a multiple, or start fewer"
+            f"phase_one.batch: {phase.batch} contexts cannot be shared by {ranks.count} processes; make it a multiple, or "
+            "start fewer"
         )
     size, rollouts = phase.group_size, phase.mini_batch * phase.group_size
     if rollouts % ranks.count:
         raise UserError(
-            f"phase_one.mini_batch: {rollouts} rollouts cannot be shared by {ranks.count} processes; make it a multiple, or start fewer"
+            f"phase_one.mini_batch: {rollouts} rollouts cannot be shared by {ranks.count} processes; make it a multiple, "
+            "or start fewer"
         )
     own = rollouts // ranks.count
     micro = phase.spread.micro_batch or own
     unit = min(micro, size)
     if own % micro or size % unit or micro % unit:
         raise UserError(
-            f"phase_one.spread.micro_batch: {micro} rollouts neither divide nor are made of groups of {size}, or do not divide the "
-            f"{own} that each of {ranks.count} processes has of a mini-batch; give another, 1 always does"
+            f"phase_one.spread.micro_batch: {micro} rollouts neither divide nor are made of groups of {size}, or do not "
+            f"divide the {own} that each of {ranks.count} processes has of a mini-batch; give another, 1 always does"
         )
     each = phase.batch // ranks.count
     starts = range(ranks.rank * own, (ranks.rank + 1) * own, micro)
@@ -66,4 +68,3 @@ def share_of(phase: PhaseOneSettings, ranks: Ranks) -> Share:
 def _piece(first_slot: int, rollout: int, length: int, size: int) -> Piece:
     slot, first = divmod(rollout, size)
     return Piece(first_slot + slot, first, first + length)
-

@@ -54,7 +54,9 @@ def read_config(path: Path) -> Qwen3VLMoeConfig:
     """A policy's config.json; UserError if it is none."""
     document = read_json(path)
     if not isinstance(document, dict) or document.get("model_type") != Qwen3VLMoeConfig.model_type:
-        raise UserError(f"{path}: not the configuration of a {Qwen3VLMoeConfig.model_type} model; give a policy's folder")
+        raise UserError(
+            f"{path}: not the configuration of a {Qwen3VLMoeConfig.model_type} model; give a policy's folder"
+        )
     return Qwen3VLMoeConfig(**{key: value for key, value in document.items() if key != "model_type"})
 
 
@@ -85,7 +87,7 @@ def sizes_of(config: Qwen3VLMoeConfig) -> Sizes:
 def text_layer_bytes(text: Any, head: int) -> int:
     """Bytes a token that a decoder layer keeps for backward, in bf16.
 
-    Norms keep their input in fp32; keys and values are kept once for every query head; a token passes `num_experts_per_tok` experts.
+    Norms keep their input in fp32; keys and values are kept for every query head; a token passes `num_experts_per_tok` experts.
     """
     hidden, queries, keys = text.hidden_size, text.num_attention_heads * head, text.num_key_value_heads * head
     norms = 2 * (8 * hidden + 4) + 6 * (queries + keys) + 4 * (text.num_attention_heads + text.num_key_value_heads)

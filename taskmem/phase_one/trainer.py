@@ -23,8 +23,8 @@ from taskmem.phase_one.checkpoints import complete, strip
 from taskmem.phase_one.history import History
 from taskmem.phase_one.ranks import Ranks, as_forward
 from taskmem.phase_one.rollouts import Group, Lesson, summarise
-from taskmem.phase_one.share import Piece, share_of
 from taskmem.phase_one.sharding import deepspeed_config, turned
+from taskmem.phase_one.share import Piece, share_of
 from taskmem.policy.completion import seed_of
 from taskmem.policy.encoding import Prompt
 from taskmem.policy.packing import score_groups
@@ -144,15 +144,15 @@ class PackedGSPOTrainer(GRPOTrainer):
         lessons = [vars(self._reward(c, w).lesson) for c, w in zip(own, written, strict=True)]
         told = [Lesson(**lesson) for of_rank in self._ranks.gather(lessons) for lesson in of_rank]
         if [lesson.context for lesson in told] != [context.id for context in contexts]:
-            raise RuntimeError(f"step {step}: the processes do not agree on the contexts; do all see the same segments?")
+            raise RuntimeError(
+                f"step {step}: the processes do not agree on the contexts; do all see the same segments?"
+            )
         self._history.advance(step, [lesson.valid for lesson in told])
         for name, value in summarise(told).items():
             self._metrics["train"][name].append(value)
         return [self._pass(pieces, contexts, told) for pieces in self._share.passes]
 
-    def _pass(
-        self, pieces: Sequence[Piece], contexts: Sequence[Context], lessons: Sequence[Lesson]
-    ) -> dict[str, Any]:
+    def _pass(self, pieces: Sequence[Piece], contexts: Sequence[Context], lessons: Sequence[Lesson]) -> dict[str, Any]:
         """One forward pass's prompts, rollouts and advantages."""
         of = [(lessons[piece.slot], slice(piece.first, piece.last)) for piece in pieces]
         prompts = [self._policy.prompt(contexts[piece.slot]) for piece in pieces]

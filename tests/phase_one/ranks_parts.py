@@ -48,8 +48,13 @@ def watched(kept: Gradients) -> None:
     PackedGSPOTrainer.__init__ = init
 
 
-def together(processes: int, base: Path, out: Path, *, restarts: int = 0, **job: Any) -> subprocess.CompletedProcess[str]:
-    """Train in so many processes under torchrun. `job`: spread settings; `dies`: [rank, update] of a process that kills itself."""
+def together(
+    processes: int, base: Path, out: Path, *, restarts: int = 0, **job: Any
+) -> subprocess.CompletedProcess[str]:
+    """Train in so many processes under torchrun.
+
+    `job`: spread settings; `dies`: [rank, update] at which a process kills itself.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={restarts}", __file__, str(base), str(out), json.dumps(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
