@@ -127,8 +127,8 @@ def _show(planned: "Plan") -> None:
     table.add_row("at its worst", f"{planned.peak:.1f}", f"of {planned.topology.memory:g}: {verdict}")
     wide.print(table)
     wide.print(
-        f"The volume for checkpoints needs {planned.volume:,.0f} GB. Rollouts are written by the training processes; a vLLM beside "
-        f"them, one copy on two GPUs, would hold {planned.vllm:.1f} GB of weights in place of the gathered ones.",
+        f"The volume for checkpoints needs {planned.volume:,.0f} GB. Rollouts are written by the training processes; a vLLM "
+        f"beside them, one copy on two GPUs, would hold {planned.vllm:.1f} GB of weights in place of the gathered ones.",
         highlight=False,
         markup=False,
     )

@@ -1,7 +1,8 @@
 """A mixture of experts under DeepSpeed's ZeRO-3: its settings, and how its weights get in and out.
 
 transformers 5.19 turns the experts' matrices round between file and model where their shapes differ, and takes a sharded
-parameter's placeholder for its shape: sharded, it always turns. Nothing fails where a matrix is square. `turned` turns them once more.
+parameter's placeholder for its shape: sharded, it always turns. Nothing fails where a matrix is square. `turned` turns them
+once more.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """phase_one_gspo on several nodes: this stage's task starts a TrainJob, and every process of the job runs this module.
 
 Nodes of a TrainJob get no artifacts of a pipeline. So inputs are copied once to the volume that all nodes and the task mount,
-into a folder named by what the training depends on; checkpoints lie beside them, and whoever starts the same training again goes on
-from them. The folder goes when the policy has come back.
+into a folder named by what the training depends on; checkpoints lie beside them, and whoever starts the same training again goes
+on from them. The folder goes when the policy has come back.
 
     torchrun -m taskmem.stages.nodes FOLDER/job.json
 """
@@ -70,7 +70,7 @@ def phase_one_on_nodes(
     given = dict(zip((*INPUTS, "world"), (segments, base, development, questions, world), strict=True))
     paths = {name: path for name, path in given.items() if path is not None}
     travels = NodeJob(world=world is not None, profile=canonical_json(profile.model_dump(mode="json")), seed=seed)
-    key = _key(paths, travels)
+    key = _key(paths, travels, job)
     shared = Path(job.nodes.mount) / key
     results = shared / "out"
     if not (results / "policy").exists() or (results / "checkpoints").exists():
@@ -88,10 +88,13 @@ def phase_one_on_nodes(
     shutil.rmtree(shared)
 
 
-def _key(paths: Mapping[str, Path], travels: NodeJob) -> str:
-    """Names a training by all that it depends on: the same one again finds its checkpoints."""
+def _key(paths: Mapping[str, Path], travels: NodeJob, job: JobSettings) -> str:
+    """Names a training by all that it depends on, code and number of processes too: the same one again finds its checkpoints."""
+    devices = job.resources.accelerator.count if job.resources.accelerator else 1
     digests = {name: sha256_file(path) if path.is_file() else sha256_tree(path) for name, path in paths.items()}
-    return sha256_bytes(canonical_json([digests, travels.model_dump(mode="json")]))[:16]
+    return sha256_bytes(
+        canonical_json([digests, travels.model_dump(mode="json"), job.image, job.nodes.count, devices])
+    )[:16]
 
 
 def _copied(source: Path, target: Path) -> None:
