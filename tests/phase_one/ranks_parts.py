@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from phase_one_parts import SEED, inputs, short_profile
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from taskmem.config import Profile
@@ -18,13 +21,19 @@ from taskmem.phase_one import train
 from taskmem.phase_one.ranks import Ranks
 from taskmem.phase_one.trainer import PackedGSPOTrainer
 
+PHASE = ("kl", "off_policy_steps", "on_policy_steps")
 
-def shared_profile(**spread: Any) -> Profile:
-    """Four contexts a step in two updates, so that two processes have one each of every mini-batch."""
-    profile = short_profile(batch=4, mini_batch=2, group_size=4, kl=spread.pop("kl", 0.2))
+
+def shared_profile(**changes: Any) -> Profile:
+    """Four contexts a step in two updates, so that two processes have one each of every mini-batch.
+
+    `changes` are of the settings of `PHASE`, and of the spread.
+    """
+    phase_changes = {name: value for name, value in changes.items() if name in PHASE}
+    profile = short_profile(batch=4, mini_batch=2, group_size=4, **phase_changes)
     phase = profile.phase_one
-    settings = phase.spread.model_copy(update=spread)
-    return profile.model_copy(update={"phase_one": phase.model_copy(update={"spread": settings})})
+    spread = phase.spread.model_copy(update={n: v for n, v in changes.items() if n not in PHASE})
+    return profile.model_copy(update={"phase_one": phase.model_copy(update={"spread": spread})})
 
 
 class Gradients(TrainerCallback):
@@ -37,15 +46,20 @@ class Gradients(TrainerCallback):
         self.seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def watched(kept: Gradients) -> None:
-    """Let every trainer that is made from here on show its gradients."""
-    plain = PackedGSPOTrainer.__init__
+@contextmanager
+def watched() -> Iterator[Gradients]:
+    """Every trainer that is made meanwhile shows its gradients."""
+    kept, plain = Gradients(), PackedGSPOTrainer.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs)
         self.add_callback(kept)
 
     PackedGSPOTrainer.__init__ = init
+    try:
+        yield kept
+    finally:
+        PackedGSPOTrainer.__init__ = plain
 
 
 def together(
@@ -61,6 +75,13 @@ def together(
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def alone(base: Path, out: Path, **changes: Any) -> list[dict[str, torch.Tensor]]:
+    """Train in this process; the gradient of every update."""
+    with watched() as kept:
+        train.train_phase_one(base, inputs(), shared_profile(**changes), SEED, out)
+    return kept.seen
+
+
 def process(base: Path, out: Path, job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     ranks, dies = Ranks.of(os.environ), job.pop("dies", None)
@@ -68,15 +89,15 @@ def process(base: Path, out: Path, job: dict[str, Any]) -> None:
 
     def tell(done: int, total: int) -> None:
         marker = out / "died"
-        if dies and (ranks.rank in (dies[0], -dies[0]) and next(updates) == dies[1]) and not marker.exists():
+        if dies and ranks.rank == dies[0] and next(updates) == dies[1] and not marker.exists():
             marker.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kept = Gradients()
-    watched(kept)
-    train.train_phase_one(base, inputs(), shared_profile(**job), SEED, out, tell, ranks)
+    with watched() as kept:
+        train.train_phase_one(base, inputs(), shared_profile(**job), SEED, out, tell, ranks)
     if ranks.first:
-        torch.save(kept.seen, out / "gradients.pt")
+        for update, gradient in enumerate(kept.seen):
+            save_file(gradient, out / f"gradient-{update}.safetensors")
 
 
 if __name__ == "__main__":
