@@ -18,7 +18,7 @@ def asking(stage: str, **changes: Any) -> Profile:
     profile = load_profile("qwen3-vl-30b")
     stages: dict = dict(profile.cluster.stages)
     stages[stage] = StageResources.model_validate(stages[stage].model_dump() | changes)
-    return profile.model_copy(update={"cluster": ClusterSettings(stages=stages)})
+    return profile.model_copy(update={"cluster": ClusterSettings(nodes=profile.cluster.nodes, stages=stages)})
 
 
 def test_every_stage_carries_exactly_what_the_profile_asks(profile: Profile, images: Images, tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def asking(number: int) -> StageResources:
 def distinct() -> Profile:
     """The miniature, but no two stages ask for the same of anything, so that whatever is mixed up shows."""
     stages = {stage: asking(number) for number, stage in enumerate(STAGES)}
-    return load_profile("miniature").model_copy(update={"cluster": ClusterSettings(stages=stages), "name": "distinct"})
+    miniature = load_profile("miniature")
+    cluster = ClusterSettings(nodes=miniature.cluster.nodes, stages=stages)
+    return miniature.model_copy(update={"cluster": cluster, "name": "distinct"})
 
 
 def images_by_digest() -> Images:
