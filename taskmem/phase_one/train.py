@@ -70,6 +70,8 @@ def train_phase_one(
     """
     checkpoints, ranks = out / "checkpoints", ranks or Ranks()
     ranks.take_device()
+    if profile.phase_one.spread.zero and not torch.distributed.is_torchelastic_launched():
+        raise UserError("phase_one.spread.zero: shards the policy over processes; start it with torchrun")
     if ranks.first:
         _same_run(base, inputs, profile, seed, out / "run.json", ranks)
     if (out / "policy").exists() and not checkpoints.exists():

@@ -96,10 +96,13 @@ def _pod(job: JobSettings) -> dict[str, Any]:
     if asked.shm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    # Pod Security "restricted"
+    user = {"runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": True, "fsGroup": USER}
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod: dict[str, Any] = {
         "volumes": volumes,
-        "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": {"allowPrivilegeEscalation": False}}],
-        "securityContext": {"runAsUser": USER, "runAsGroup": USER, "runAsNonRoot": True, "fsGroup": USER},
+        "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": confined}],
+        "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
     }
     if asked.node_selector:
         pod["nodeSelector"] = dict(asked.node_selector)

@@ -225,3 +225,9 @@ def test_the_profile_says_how_a_run_is_spread() -> None:
     assert shared_profile(zero=3, kl=0.0).phase_one.spread.zero == 3
     paper = load_profile("qwen3-vl-30b").phase_one.spread
     assert (paper.zero, paper.gradient_checkpointing, paper.full_checkpoints) == (3, True, 2)
+
+
+def test_a_sharded_run_without_torchrun_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="start it with torchrun"):
+        alone(base, tmp_path / "out", zero=3, kl=0.0)
+    assert not (tmp_path / "out").exists()

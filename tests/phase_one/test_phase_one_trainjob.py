@@ -73,6 +73,11 @@ def test_a_job_asks_for_what_its_stage_asks_for_on_every_node() -> None:
     assert {"name": "shared", "persistentVolumeClaim": {"claimName": "taskmem-training"}} in given["volumes"]
     assert [m["mountPath"] for m in given["containers"][0]["volumeMounts"]] == ["/mnt/taskmem-training", "/dev/shm"]
     assert given["securityContext"]["runAsNonRoot"]
+    assert given["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert given["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
 
 
 def test_what_a_stage_does_not_ask_for_leaves_no_trace() -> None:
