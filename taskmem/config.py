@@ -142,8 +142,6 @@ class PhaseOneSettings(Settings):
     def _divides(self) -> Self:
         if self.batch % self.mini_batch:
             raise ValueError("batch must be a multiple of mini_batch")
-        if self.spread.zero and self.kl:
-            raise ValueError("spread.zero keeps no reference policy: set kl to 0, or spread.zero to null")
         return self
 
 

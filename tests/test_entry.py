@@ -14,8 +14,9 @@ from typing import Any, get_origin, get_type_hints
 import pytest
 
 from taskmem import entry as entries
+from taskmem.cluster import IMAGE
 from taskmem.config import load_profile
-from taskmem.entry import IMAGE, entry
+from taskmem.entry import entry
 from taskmem.errors import UserError
 from taskmem.feedback import EventLog
 from taskmem.lineage.outcome import OUTCOMES, Outcome

@@ -97,7 +97,7 @@ def plan(sizes: Sizes, profile: Profile, topology: Topology) -> Plan:
     """The memory of one GPU; UserError where the batch cannot be shared by so many."""
     share = share_of(profile.phase_one, Ranks(0, topology.gpus, 0))
     terms = (
-        *(_sharded(sizes, topology.gpus) if profile.phase_one.spread.zero else _whole(sizes, profile)),
+        *(_sharded(sizes, profile, topology.gpus) if profile.phase_one.spread.zero else _whole(sizes, profile)),
         *_sampling(sizes, profile, share),
         *_learning(sizes, profile, share),
         Term("reserve", "always", RESERVE * topology.memory, f"{RESERVE:.0%} of the GPU: CUDA, NCCL, fragments"),
@@ -112,13 +112,15 @@ def plan(sizes: Sizes, profile: Profile, topology: Topology) -> Plan:
     return Plan(topology, terms, written * weights + full * state, vllm)
 
 
-def _sharded(sizes: Sizes, gpus: int) -> Iterator[Term]:
+def _sharded(sizes: Sizes, profile: Profile, gpus: int) -> Iterator[Term]:
     each = sizes.parameters / gpus / GB
     share = f"{sizes.parameters / GB:.2f} B parameters over {gpus} GPUs"
     yield Term("weights", "always", 2 * each, f"bf16, 2 bytes of {share}")
     yield Term("gradients", "always", 2 * each, "bf16, 2 bytes of each of them")
     yield Term("fp32 master", "always", 4 * each, "what the optimiser really moves, 4 bytes")
     yield Term("optimiser", "always", 8 * each, "Adam's two moments in fp32, 8 bytes")
+    if profile.phase_one.kl:
+        yield Term("reference", "always", 2 * each, "the base policy, which the KL term is against, bf16")
 
 
 def _whole(sizes: Sizes, profile: Profile) -> Iterator[Term]:

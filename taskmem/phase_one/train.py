@@ -128,7 +128,9 @@ def _train(
     if sharded:
         half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         model, processor = load_sharded(base, half, ranks.first), load_processor(base)
+        reference = load_sharded(base, half, ranks.first) if phase.kl else None
     else:
+        reference = None
         model, processor = load_checkpoint(base, dtype=torch.float32)
     model.set_experts_implementation("grouped_mm")
     policy = TransformersPolicy.of(model, processor, profile.policy, inputs.frames_of, policy_digest(base))
@@ -144,7 +146,7 @@ def _train(
     if resume:
         history.restore(slots_of(resume))
     reward = partial(reward_group, judges=inputs.judges, settings=profile.reward)
-    trainer = PackedGSPOTrainer(policy, processor, profile, history, reward, config, ranks)
+    trainer = PackedGSPOTrainer(policy, processor, profile, history, reward, config, ranks, reference)
     updates = phase.batch // phase.mini_batch
     report_to(trainer, lambda done, total: progress(done // updates, total // updates))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from taskmem.config import Profile
 from taskmem.phase_one.checkpoints import complete, strip
@@ -63,7 +63,8 @@ def gspo_config(profile: Profile, seed: int, out: Path, ranks: Ranks | None = No
         loss_type="grpo",
         epsilon=phase.clip_low,
         epsilon_high=phase.clip_high,
-        beta=phase.kl,
+        # TRL would load the reference by itself, with its experts turned (see `sharding`)
+        beta=0.0 if phase.spread.zero else phase.kl,
         use_bias_correction_kl=False,  # TRL's correction holds at token level only
         max_grad_norm=1.0,
         logging_nan_inf_filter=False,
@@ -88,7 +89,10 @@ def gspo_config(profile: Profile, seed: int, out: Path, ranks: Ranks | None = No
 
 
 class PackedGSPOTrainer(GRPOTrainer):
-    """`policy` writes the rollouts with `model`; `history` says for which contexts; `reward` judges a group."""
+    """`policy` writes the rollouts with `model`; `history` says for which contexts; `reward` judges a group.
+
+    `reference` is the sharded base policy that the KL term is against, under ZeRO-3; else it is loaded here.
+    """
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class PackedGSPOTrainer(GRPOTrainer):
         reward: RewardGroup,
         config: GRPOConfig,
         ranks: Ranks | None = None,
+        reference: Any = None,
     ) -> None:
         self._policy = policy
         self._profile = profile
@@ -118,6 +123,9 @@ class PackedGSPOTrainer(GRPOTrainer):
         )
         if self.accelerator.num_processes != self._ranks.count:
             raise RuntimeError(f"{self.accelerator.num_processes} processes train, {self._ranks.count} were counted")
+        if reference is not None:
+            self.beta = profile.phase_one.kl
+            self.ref_model = prepare_deepspeed(reference, self.accelerator)
         if profile.phase_one.spread.sampled:
             policy.rows = profile.phase_one.spread.sampled * profile.phase_one.group_size
         if profile.phase_one.spread.zero and profile.phase_one.spread.sampling == "layers":
