@@ -21,6 +21,7 @@ from taskmem.phase_one import train
 from taskmem.phase_one.ranks import Ranks
 from taskmem.phase_one.trainer import PackedGSPOTrainer
 
+ALL = -1
 PHASE = ("kl", "off_policy_steps", "on_policy_steps")
 
 
@@ -62,15 +63,13 @@ def watched() -> Iterator[Gradients]:
         PackedGSPOTrainer.__init__ = plain
 
 
-def together(
-    processes: int, base: Path, out: Path, *, restarts: int = 0, **job: Any
-) -> subprocess.CompletedProcess[str]:
+def together(processes: int, base: Path, out: Path, **job: Any) -> subprocess.CompletedProcess[str]:
     """Train in so many processes under torchrun.
 
-    `job`: spread settings; `dies`: [rank, update] at which a process kills itself.
+    `job`: spread settings; `dies`: [rank or ALL, update] at which a process kills itself.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [f"--max-restarts={restarts}", __file__, str(base), str(out), json.dumps(job)]
+    command += [__file__, str(base), str(out), json.dumps(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -88,9 +87,7 @@ def process(base: Path, out: Path, job: dict[str, Any]) -> None:
     updates = count(1)
 
     def tell(done: int, total: int) -> None:
-        marker = out / "died"
-        if dies and ranks.rank == dies[0] and next(updates) == dies[1] and not marker.exists():
-            marker.write_text("")
+        if dies and dies[0] in (ranks.rank, ALL) and next(updates) == dies[1]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with watched() as kept:
