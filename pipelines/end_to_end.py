@@ -124,7 +124,7 @@ class _Demo:
             development=self._film["development"],
             questions=self._world.outputs["development"],
             **self._put.truth(self._world.outputs["phase_one"]),
-            **self._put.job("phase_one_gspo"),
+            job=self._put.job("phase_one_gspo"),
             **self._shared,
         )
         return self._put(learned, "phase_one_gspo")

@@ -14,8 +14,8 @@ from kfp import compiler, components
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from components.images import is_pinned
-from components.placement import USER
 from pipelines.parameters import Package
+from taskmem.cluster import USER
 from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes
 

@@ -58,14 +58,14 @@ class Placement:
         """Whether feedback comes as logs, which are an artifact; else in parts of a store, which is a URL."""
         return self.profile.cluster is None or self.profile.cluster.feedback == "logs"
 
-    def job(self, stage: StageName) -> dict[str, Any]:
-        """The `job` argument of a stage that runs on nodes of its own; nothing for one that runs in its task."""
+    def job(self, stage: StageName) -> str:
+        """The `job` argument of a stage that may run on nodes of its own; empty where it runs in its task."""
         cluster = self.profile.cluster
         if cluster is None or not cluster.on_nodes(stage):
-            return {}
+            return ""
         asked = cluster.stages[stage]
         job = JobSettings(image=self.images.reference(asked.image), nodes=cluster.nodes, resources=asked)
-        return {"job": canonical_json(job.model_dump(mode="json"))}
+        return canonical_json(job.model_dump(mode="json"))
 
     def truth(self, split: Any) -> dict[str, Any]:
         """The `world` argument of a judging stage: a rendered split, for a profile whose judges know the truth."""

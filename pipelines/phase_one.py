@@ -57,7 +57,7 @@ def phase_one(put: Placement) -> BaseComponent:
             development=film["development"],
             questions=source["development"],
             **put.truth(source["train"]),
-            **put.job("phase_one_gspo"),
+            job=put.job("phase_one_gspo"),
             **shared,
         )
         policy = put(learned, "phase_one_gspo").outputs["policy"]

@@ -107,7 +107,7 @@ def phase_one_gspo(
     seed: int,
     policy: str,
     training: str,
-    job: str = "",
+    job: str,
 ) -> Numbers:
     """Train the base policy; its checkpoint goes to `policy`, the curves to `training`.
 

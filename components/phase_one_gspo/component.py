@@ -13,11 +13,11 @@ def phase_one_gspo(
     questions: Input[Dataset],
     profile: str,
     seed: int,
+    job: str,
     policy: Output[Model],
     training: Output[Dataset],
     metrics: Output[Metrics],
     world: Input[Dataset] = None,
-    job: str = "",
 ) -> None:
     """Train the policy pi_0 from `base` on `segments`.
 

@@ -76,7 +76,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        """The application's life: feedback is shipped to its last event, the log rid of what others erased; then all is closed."""
+        """The application's life: feedback is shipped to its last event, the log rid of what others erased; all is closed."""
         pool = ThreadPoolExecutor(self.settings.at_once + SPARE, thread_name_prefix="taskmem-agent")
         asyncio.get_running_loop().set_default_executor(pool)
         shipping = asyncio.create_task(self._tend())

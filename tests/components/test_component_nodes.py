@@ -55,7 +55,7 @@ def test_the_task_is_told_what_each_node_gets(images: Images, tmp_path: Path) ->
 
 def test_on_one_node_nothing_of_this_shows(images: Images, tmp_path: Path) -> None:
     task = pipeline(on(1), images, tmp_path).task("phase_one_gspo")
-    assert "job" not in task.task["inputs"]["parameters"]
+    assert task.task["inputs"]["parameters"]["job"] == {"runtimeValue": {"constant": ""}}
     assert "pvcMount" not in task.kubernetes
     assert task.container["resources"]["accelerator"]["resourceCount"] == "8"
 
