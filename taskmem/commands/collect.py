@@ -26,5 +26,7 @@ def collect(
     from taskmem.feedback import read_watermark
     from taskmem.stages.collect import feedback_collection
 
-    feedback_collection(log, read_watermark(since) if since else None, load_profile(profile), out, environment)
-    console.print(f"{out}", highlight=False, markup=False)
+    before = read_watermark(since) if since else None
+    found = feedback_collection(log, before, load_profile(profile), out, environment)
+    counts = "  ".join(f"{name} {len(asked)}" for name, asked in found.questions.items()) or "no questions"
+    console.print(f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)

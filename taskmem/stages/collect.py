@@ -39,7 +39,7 @@ def open_events(place: str | Path) -> Path | Store:
 
 def feedback_collection(
     place: str | Path, since: Since, profile: Profile, out: Path, environment: str | None = None
-) -> None:
+) -> Collection:
     """Collect the recent questions of every environment, or of one, from a log, a folder of <environment>.jsonl, or parts.
 
     See `taskmem.feedback.collect`. What was erased in a store is not collected from its parts. UserError for `since` with the
@@ -48,17 +48,19 @@ def feedback_collection(
     events = open_events(place)
     erased = frozenset() if isinstance(events, Path) else tombstones(events)
     if environment is not None and not (isinstance(events, Path) and events.is_file()):
-        collect_environment(events, environment, since, profile, out, erased)
-    elif isinstance(events, Path) and not events.is_dir():
-        write_collection(out, collect(events, since, profile.mining, environment))
+        return collect_environment(events, environment, since, profile, out, erased)
+    if isinstance(events, Path) and not events.is_dir():
+        found = collect(events, since, profile.mining, environment)
     elif since is not None:
         raise UserError(
             f"{place}: several environments have no one watermark; collect one with --environment, or without --since"
         )
     elif isinstance(events, Path):
-        write_collection(out, collect_folder(events, profile.mining))
+        found = collect_folder(events, profile.mining)
     else:
-        write_collection(out, collect_store(events, profile.mining, erased))
+        found = collect_store(events, profile.mining, erased)
+    write_collection(out, found)
+    return found
 
 
 def collect_environment(
