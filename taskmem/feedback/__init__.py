@@ -1,4 +1,4 @@
-"""Feedback: the event log of a deployment, and the recent questions collected from it."""
+"""Feedback: the log of a deployment or its parts in an object store, and the recent questions collected from them."""
 
 from taskmem.feedback.collection import (
     Collection,
