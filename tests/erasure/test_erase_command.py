@@ -71,7 +71,7 @@ def test_a_log_that_an_agent_writes_is_not_touched_and_nothing_else_is_either(sn
 
 
 @pytest.mark.parametrize(
-    ("target", "said"), [("../etc", "neither a stream's name nor the hash of a source"), ("", "neither")]
+    ("target", "said"), [("../etc", "neither STREAM, ENV/STREAM nor the hash of a source"), ("", "neither")]
 )
 def test_what_is_no_stream_and_no_source_is_the_users_mistake(site: Site, target: str, said: str) -> None:
     done = invoke(site, "--yes", target=target)
