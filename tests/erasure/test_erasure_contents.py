@@ -186,7 +186,7 @@ def test_a_video_whose_name_is_no_stream_name_is_known_too() -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", "x" * 200, "-a", "A" * 63 + "!"])
 def test_what_is_neither_stream_nor_source_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="neither a stream's name nor the hash of a source"):
+    with pytest.raises(UserError, match="neither STREAM, ENV/STREAM nor the hash of a source"):
         Target.parse(name)
 
 
