@@ -184,7 +184,7 @@ def test_a_video_whose_name_is_no_stream_name_is_known_too() -> None:
     assert Target.parse("my_film").owns("inbox/my film.mp4")
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", "x" * 200, "-a", "A" * 63 + "!"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b/c", "/b", "a/", "a b", "x" * 200, "-a", "A" * 63 + "!"])
 def test_what_is_neither_stream_nor_source_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="neither STREAM, ENV/STREAM nor the hash of a source"):
         Target.parse(name)
@@ -275,3 +275,12 @@ def test_what_is_nested_too_deep_is_searched_as_a_whole() -> None:
     known = Known(Target.parse("cam-1"))
     gather(known, "x.jsonl", about)
     assert known.texts == []
+
+
+def test_a_stream_of_one_environment_is_another_than_that_of_all() -> None:
+    one, all_ = Target.parse("door/s1"), Target.parse("s1")
+    assert (one.kind, one.name, one.environment, one.title) == ("stream", "s1", "door", "door/s1")
+    assert (all_.environment, all_.title) == (None, "s1")
+    assert len({one.digest, all_.digest, Target.parse("shop/s1").digest}) == 3
+    assert [one.concerns(name) for name in ("door", "shop", None)] == [True, False, False]
+    assert not one.owns("clips/s1/000000.mp4")
