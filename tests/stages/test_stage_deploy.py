@@ -16,7 +16,7 @@ from peft import get_peft_model
 
 from taskmem.backends import Backends, backends_for
 from taskmem.cli import shipped_base
-from taskmem.config import Profile, load_profile
+from taskmem.config import Profile, load_profile, override
 from taskmem.errors import UserError
 from taskmem.evaluation.streaming import ask, feedback_and_rest
 from taskmem.feedback import EventLog, read_collection, read_watermark
@@ -241,7 +241,9 @@ def test_a_summary_of_an_earlier_deployment_does_not_outlive_one_that_failed(tmp
 
 
 def test_all_environments_are_collected_from_the_folder(tmp_path: Path, site: Site) -> None:
-    feedback_collection(site.out / "events", None, site.profile, tmp_path)
+    # in two short streams two people ask everything
+    uncapped = override(site.profile, {"mining": {"questions_per_source": None}}, "uncapped")
+    feedback_collection(site.out / "events", None, uncapped, tmp_path)
     collection = read_collection(tmp_path)
     recent = site.profile.mining.recent_questions
     for environment, questions in collection.questions.items():
@@ -253,7 +255,7 @@ def test_all_environments_are_collected_from_the_folder(tmp_path: Path, site: Si
 def test_a_folder_is_collected_from_the_start_only(tmp_path: Path, site: Site) -> None:
     feedback_collection(site.out / "events", None, site.profile, tmp_path)
     since = read_watermark(tmp_path / "watermark.json")
-    with pytest.raises(UserError, match="events: a folder of logs has no one watermark; "):
+    with pytest.raises(UserError, match="events: several environments have no one watermark; "):
         feedback_collection(site.out / "events", since, site.profile, tmp_path)
 
 
