@@ -52,7 +52,7 @@ def served(policy: Path, layer: int, log: Path) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=dict(os.environ))
     try:
         assert process.stdout is not None
-        if not any("http://" in line for line in iter(process.stdout.readline, "")):
+        if not any(line.startswith("http://") for line in iter(process.stdout.readline, "")):
             raise SystemExit(f"taskmem serve policy did not start:\n{log.read_text()[-3000:]}")
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -147,8 +147,7 @@ def judge_scoring(rollouts: str, segments: str, world: str | None, profile: str,
     from taskmem.stages.judging import judge_scoring as stage
 
     settings = parse_profile(profile)
-    ends = _backends(settings, world)
-    stage(Path(rollouts), Path(segments), ends, settings, Path(judgements), progress_lines())
+    stage(Path(rollouts), Path(segments), _backends(settings, world), settings, Path(judgements), progress_lines())
     return _numbers(read_json(Path(judgements) / SUMMARY))
 
 
@@ -362,8 +361,8 @@ def results_report(
         questions=_questions(questions),
         feedback=Path(feedback),
     )
-    ends = _backends(settings, world)
-    return write_run(paths, task, ends, settings, seed, Path(results), Path(report), Path(table))
+    written = (Path(results), Path(report), Path(table))
+    return write_run(paths, task, _backends(settings, world), settings, seed, *written)
 
 
 @entry

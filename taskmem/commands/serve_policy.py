@@ -40,7 +40,7 @@ def policy(
 ) -> None:
     """Serve an exported policy with vLLM, until it is told to stop; words after -- go to `vllm serve` as they are.
 
-    Says when it is ready. Ends with vLLM's exit code; SIGTERM and SIGINT are passed on.
+    Says on stdout when it is ready; vLLM's own words are on stderr. Ends with vLLM's exit code; SIGTERM and SIGINT are passed on.
     """
     from taskmem.vllm_plugin.check import serving_python
     from taskmem.vllm_plugin.server import NAME, Serving, check_serving, run_server, vllm_environment, vllm_words

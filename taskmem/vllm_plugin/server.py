@@ -21,6 +21,7 @@ NAME = "policy"
 TEXT_TOKENS = 4096  # instruction, memories and task prompt of a context, at most
 LOOKED_AFTER_SECONDS = 0.5
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STDERR = 2
 # on a CPU: vLLM would take nine tenths of the memory, and bind threads to cores that others use too
 UNLESS_SET = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ALWAYS = {
@@ -112,8 +113,8 @@ def vllm_environment(given: Mapping[str, str]) -> dict[str, str]:
 def run_server(words: Sequence[str], environment: Mapping[str, str], url: str, ready: Callable[[], None]) -> int:
     """Start a server, call `ready` once `url`/health answers, and wait for its end; its exit code, 128 + n after a signal n.
 
-    SIGTERM, SIGINT and SIGHUP go to it. An end that nobody asked for is never code 0. Nothing of it is left running, and it
-    ends if this process is killed.
+    What it prints goes to stderr. SIGTERM, SIGINT and SIGHUP go to it. An end that nobody asked for is never code 0. Nothing
+    of it is left running, and it ends if this process is killed.
     """
     asked: list[int] = []
     running: list[subprocess.Popen[bytes]] = []
@@ -126,7 +127,9 @@ def run_server(words: Sequence[str], environment: Mapping[str, str], url: str, r
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         # a session of its own: a terminal's Ctrl-C reaches it once, through here
-        process = subprocess.Popen(words, env=environment, start_new_session=True, preexec_fn=end_with_parent)
+        process = subprocess.Popen(
+            words, env=environment, stdout=STDERR, start_new_session=True, preexec_fn=end_with_parent
+        )
         running.append(process)
         for number in asked:
             process.send_signal(number)

@@ -21,6 +21,7 @@ from taskmem.vllm_plugin.server import Serving, check_serving, run_server, vllm_
 # a server that is up after a while, has a child of its own, and ends as it is told
 SERVER = """
 import http.server, json, os, signal, subprocess, sys, threading, time
+print("starting on http://127.0.0.1", flush=True)
 port, how, note = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 told = []
