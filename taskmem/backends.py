@@ -1,7 +1,8 @@
 """Which judges, answerer and grader a profile uses: the one place that knows there is an embedded world."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,10 @@ from taskmem.world.judges import (
 if TYPE_CHECKING:  # the HTTP client takes half a second to import, and the embedded world needs none
     from taskmem.endpoint.client import Endpoint
     from taskmem.endpoint.media import Clips
+
+
+CALLS = ".calls"
+"""Below a stage's output, where roles behind a network keep their answers and their ledger: no environment has this name."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,29 @@ def answerer_for(profile: Profile, remote: Remote | None = None) -> Answerer:
     from taskmem.agent.http import HttpAnswerer  # noqa: PLC0415 - see above
 
     return HttpAnswerer(_given(profile, remote).endpoint)
+
+
+@contextmanager
+def opened_remote(profile: Profile, segments: Path, out: Path) -> Iterator[Remote | None]:
+    """`open_remote` for the length of a stage that writes to `out`, with its answers and ledger in `out`/.calls.
+
+    A stage that is run again asks for nothing that was answered. UserError at the end if a role failed in more than the set share
+    of its calls.
+    """
+    remote = open_remote(profile, out / CALLS, segments)
+    if remote is None:
+        yield None
+        return
+    with remote.endpoint:
+        yield remote
+        remote.endpoint.check()
+
+
+@contextmanager
+def opened_backends(profile: Profile, world: Path | None, segments: Path, out: Path) -> Iterator["Backends"]:
+    """`backends_for` for the length of a stage that reads `segments` and writes to `out`; UserError as `opened_remote`."""
+    with opened_remote(profile, segments, out) as remote:
+        yield backends_for(profile, world, remote)
 
 
 def helpfulness_judge(profile: Profile, remote: Remote | None = None) -> HelpfulnessJudge:

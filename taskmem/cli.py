@@ -13,19 +13,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from taskmem.config import Profile, load_profile, profile_names
+from taskmem.config import load_profile, profile_names
 from taskmem.errors import UserError
 from taskmem.records import one_line
 from taskmem.store.locks import acquire, release
-
-if TYPE_CHECKING:
-    from taskmem.backends import Backends
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,11 +123,12 @@ def score(
     profile: ProfileName = MINIATURE,
 ) -> None:
     """Judge every candidate: judgements.jsonl and a summary."""
+    from taskmem.backends import opened_backends
     from taskmem.stages.judging import judge_scoring
 
     settings = load_profile(profile)
-    with stage_progress("score") as progress:
-        summary = judge_scoring(rollouts, segments, _backends(settings, world), settings, out, progress)
+    with stage_progress("score") as progress, opened_backends(settings, world, segments, out) as ends:
+        summary = judge_scoring(rollouts, segments, ends, settings, out, progress)
     console.print("  ".join(f"{k} {v:.4g}" for k, v in summary.items()), highlight=False, soft_wrap=True)
 
 
@@ -146,12 +144,13 @@ def mine(
     seed: Seed = 0,
 ) -> None:
     """Compare candidates under an environment's recent questions and select preference pairs."""
-    from taskmem.backends import helpfulness_judge
+    from taskmem.backends import helpfulness_judge, opened_remote
     from taskmem.stages.mining import preference_mining
 
     settings = load_profile(profile)
-    judge = helpfulness_judge(settings)
-    preference_mining(rollouts, judgements, segments, questions, environment, judge, settings, seed, out)
+    with opened_remote(settings, segments, out) as remote:
+        judge = helpfulness_judge(settings, remote)
+        preference_mining(rollouts, judgements, segments, questions, environment, judge, settings, seed, out)
     console.print(f"{out}", highlight=False, markup=False)
 
 
@@ -217,13 +216,13 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Evaluate one arm: stream, remember, answer from memory alone, grade."""
+    from taskmem.backends import opened_backends
     from taskmem.records import read_json
     from taskmem.stages.common import SUMMARY
     from taskmem.stages.evaluate import streaming_eval
 
     settings = load_profile(profile)
-    ends = _backends(settings, world)
-    with stage_progress("evaluate") as progress:
+    with stage_progress("evaluate") as progress, opened_backends(settings, world, segments, out) as ends:
         streaming_eval(segments, questions, policy, ends, settings, seed, out, adapter, task, progress)
     overall = read_json(out / SUMMARY)["overall"]
     console.print("  ".join(f"{k} {overall[k]:.3f}" for k in ("accuracy", "coverage", "precision")), highlight=False)
@@ -244,14 +243,14 @@ def deploy(
     seed: Seed = 0,
 ) -> None:
     """Run the agent over streams: memories, answers to the first questions, one feedback log per environment."""
+    from taskmem.backends import opened_backends
     from taskmem.records import read_json
     from taskmem.stages.common import SUMMARY
     from taskmem.stages.deploy import deployment
 
     settings = load_profile(profile)
-    ends = _backends(settings, world)
     steered = _adapter(adapter, store, out)
-    with stage_progress("deploy") as progress:
+    with stage_progress("deploy") as progress, opened_backends(settings, world, segments, out) as ends:
         deployment(segments, policy, questions, ends, settings, seed, out, progress, steered)
     console.print("  ".join(f"{k} {v:g}" for k, v in read_json(out / SUMMARY).items()), highlight=False)
 
@@ -330,12 +329,6 @@ def stage_progress(name: str) -> "AbstractContextManager[Callable[[int, int], No
     from taskmem.loop.display import StageDisplay
 
     return StageDisplay(console).stage(name)
-
-
-def _backends(profile: Profile, world: Path | None) -> "Backends":
-    from taskmem.backends import backends_for
-
-    return backends_for(profile, world)
 
 
 def run(application: typer.Typer) -> None:

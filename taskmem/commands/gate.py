@@ -25,7 +25,7 @@ def gate(
     seed: Seed = 0,
 ) -> None:
     """Evaluate a challenger and hold it against the champion: verdict.json, contexts.jsonl, challenger/. Promotes nothing."""
-    from taskmem.backends import backends_for
+    from taskmem.backends import opened_backends
     from taskmem.loop.display import StageDisplay
     from taskmem.stages.common import read_graded
     from taskmem.stages.evaluate import streaming_eval
@@ -36,12 +36,12 @@ def gate(
     # an evaluation takes long: what is missing shows before it
     recent_questions(feedback, environment)
     read_graded(champion)
-    ends = backends_for(settings, world)
     challenger, display = out / "challenger", StageDisplay(console)
-    with display.stage("evaluate the challenger") as progress:
-        streaming_eval(segments, questions, policy, ends, settings, seed, challenger, adapter, progress=progress)
     arms = (champion, challenger, segments, questions, feedback)
-    with display.stage("gate") as progress:
-        verdict = stage(*arms, environment, ends, settings, seed, out, progress)
+    with opened_backends(settings, world, segments, out) as ends:
+        with display.stage("evaluate the challenger") as progress:
+            streaming_eval(segments, questions, policy, ends, settings, seed, challenger, adapter, progress=progress)
+        with display.stage("gate") as progress:
+            verdict = stage(*arms, environment, ends, settings, seed, out, progress)
     for line in verdict.reasons or ("passed",):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

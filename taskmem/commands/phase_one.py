@@ -73,23 +73,23 @@ def phase_one(
         raise UserError(
             "--nodes, --gpus-per-node and --gpu-memory go with --plan; torchrun says how many processes train"
         )
-    from taskmem.backends import backends_for
+    from taskmem.backends import opened_backends
     from taskmem.phase_one.ranks import Ranks
     from taskmem.stages.train_policy import phase_one as stage
 
     ranks = Ranks.of(os.environ)
     settings = load_profile(profile or MINIATURE)
-    ends = backends_for(settings, world)
     if ranks.count == 1:
         fresh(out, resume, "run.json")
     elif not resume:
         raise UserError("--no-resume: several processes cannot remove what they start from; remove it yourself")
     paths = (segments, policy, development, questions)
-    if not ranks.first:
-        stage(*paths, ends, settings, seed, out, ranks=ranks)
-        return
-    with stage_progress("phase-one") as progress:
-        stage(*paths, ends, settings, seed, out, progress, ranks)
+    with opened_backends(settings, world, segments, ranks.own(out)) as ends:
+        if not ranks.first:
+            stage(*paths, ends, settings, seed, out, ranks=ranks)
+            return
+        with stage_progress("phase-one") as progress:
+            stage(*paths, ends, settings, seed, out, progress, ranks)
     console.print(f"{out / 'policy'}", highlight=False, markup=False)
 
 

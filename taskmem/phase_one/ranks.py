@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the process that writes what is written once."""
         return self.rank == 0
+
+    def own(self, out: Path) -> Path:
+        """A folder that no other process writes to: `out` for the first, one below it for each other."""
+        return out if self.first else out / f".rank-{self.rank}"
 
     def take_device(self) -> None:
         """Let "cuda" mean this process's own accelerator."""

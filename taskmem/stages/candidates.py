@@ -11,7 +11,7 @@ from taskmem.policy.rollout_cache import build_rollouts
 from taskmem.progress import Progress, silent
 from taskmem.records import Rollouts, dump_record, parse_line, write_records
 from taskmem.stages.common import ROLLOUTS, footage
-from taskmem.stages.policies import load_policy
+from taskmem.stages.policies import frozen_policy
 from taskmem.store import AlreadyExists, KeyMissing, Store
 
 
@@ -29,10 +29,10 @@ def rollout_cache(
     Candidates that `store` holds are taken from there, others are sampled and put there.
     """
     film = footage(segments, profile)
-    frozen = load_policy(policy, profile, film.frames_of)
     sampling = canonical_json([PROMPT_VERSION, profile.policy.model_dump(mode="json"), profile.mining.candidates, seed])
-    kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else None
-    cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress, kept)
+    with frozen_policy(policy, profile, film, segments, out) as frozen:
+        kept = StoredRollouts(store, frozen.digest, sha256_bytes(sampling)) if store else None
+        cached, _ = build_rollouts(frozen, film.segments, profile, seed, progress, kept)
     write_records(out / ROLLOUTS, cached)
 
 

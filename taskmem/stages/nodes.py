@@ -17,7 +17,7 @@ from kubernetes import client, config  # type: ignore[import-untyped]
 from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from taskmem.backends import backends_for
+from taskmem.backends import opened_backends
 from taskmem.cluster import JobSettings
 from taskmem.config import Profile, parse_profile
 from taskmem.errors import UserError
@@ -142,10 +142,11 @@ def train_here(file: Path, environment: Mapping[str, str]) -> None:
     except ValidationError:
         raise UserError(f"{file}: not what phase_one_gspo wrote; start the stage again") from None
     folder, ranks, profile = file.parent, Ranks.of(environment), parse_profile(job.profile)
-    ends = backends_for(profile, folder / "world" if job.world else None)
     segments, base, development, questions = (folder / name for name in INPUTS)
-    tell = progress_lines() if ranks.first else silent
-    phase_one(segments, base, development, questions, ends, profile, job.seed, folder / "out", tell, ranks)
+    tell, out = progress_lines() if ranks.first else silent, folder / "out"
+    world = folder / "world" if job.world else None
+    with opened_backends(profile, world, segments, ranks.own(out)) as ends:
+        phase_one(segments, base, development, questions, ends, profile, job.seed, out, tell, ranks)
 
 
 def main() -> None:

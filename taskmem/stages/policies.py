@@ -1,11 +1,16 @@
 """A checkpoint folder, perhaps with an adapter, as the policy that writes memories."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
 
+from taskmem.backends import opened_remote
 from taskmem.config import Profile
 from taskmem.errors import UserError
+from taskmem.policy.http import HttpPolicy, Vocabulary
+from taskmem.policy.protocols import Policy
 from taskmem.policy.transformers_policy import (
     TransformersPolicy,
     load_checkpoint,
@@ -14,6 +19,7 @@ from taskmem.policy.transformers_policy import (
     prepare_process,
 )
 from taskmem.records import read_json
+from taskmem.stages.common import Footage
 from taskmem.steer import read_adapter
 from taskmem.video.frames import FramesOf
 
@@ -35,3 +41,19 @@ def load_policy(path: Path, profile: Profile, frames_of: FramesOf, adapter: Path
             raise UserError(f"{adapter}: {error}") from None
         policy.adapter = adapter.name
     return policy
+
+
+@contextmanager
+def frozen_policy(path: Path, profile: Profile, film: Footage, segments: Path, out: Path) -> Iterator[Policy]:
+    """The policy of a checkpoint folder without adapter, for a stage that writes to `out`: in this process, or served.
+
+    It is the profile's `calls.policy` that says so. `segments` is the folder of `film`. UserError if the server fails, or serves
+    another policy.
+    """
+    calls = profile.calls
+    if profile.world is not None or calls is None or calls.policy is None:
+        yield load_policy(path, profile, film.frames_of)
+        return
+    with opened_remote(profile, segments, out) as remote:
+        assert remote is not None
+        yield HttpPolicy(remote.endpoint, profile.policy, remote.clips, Vocabulary.load(path), policy_digest(path))
