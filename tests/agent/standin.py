@@ -14,6 +14,7 @@ from loopback import chat
 
 from taskmem.cli import shipped_base
 from taskmem.config import load_profile
+from taskmem.endpoint.client import SERVED_POLICY
 from taskmem.files import sha256_bytes
 from taskmem.policy.completion import SEED_ARGUMENT
 from taskmem.policy.encoding import PromptEncoder
@@ -102,7 +103,7 @@ class Gateway:
 
     def __init__(self, writes: Writes, served: Callable[[str], str] = lambda _: "policy", port: int = 0) -> None:
         self.writes, self.served = writes, served
-        self.status, self.delay = 200, 0.0
+        self.status, self.delay, self.policy = 200, 0.0, ""
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.asked: Counter[str] = Counter()  # by x-taskmem-memories
@@ -154,6 +155,8 @@ class Gateway:
                     self.send_response(status)
                     self.send_header("Content-Type", "application/json")
                     self.send_header("Content-Length", str(len(data)))
+                    if outer.policy:
+                        self.send_header(SERVED_POLICY, outer.policy)
                     self.end_headers()
                     self.wfile.write(data)
                 except OSError:

@@ -253,3 +253,46 @@ def test_what_is_served_is_told_to_its_own(site: Site) -> None:
     with site.client("room") as client:
         told = client.get("/v1/served").json()
     assert told == {"environment": "room", "policy": site.service.policy, "adapter": "room@v2"}
+
+
+ONCE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@ONCE
+@pytest.mark.parametrize("served", ["room@v1", "door", "Qwen", ""])
+def test_a_memory_that_another_model_wrote_is_not_kept(site: Site, served: str) -> None:
+    site.gateway.served = lambda _: served
+    assert site.send("a", 0).status_code == 503
+    site.gateway.served = lambda _: "policy"
+    assert site.send("a", 0).status_code == 201
+
+
+@ONCE
+def test_a_gateway_that_serves_another_policy_is_an_outage(site: Site) -> None:
+    site.gateway.policy = "e" * 64
+    assert site.send("a", 0).status_code == 503
+    site.gateway.policy = site.service.policy
+    assert site.send("a", 0).status_code == 201
+
+
+@ONCE
+def test_too_many_at_once_are_told_to_come_again(sites: Callable[..., Site], database: str, scripted: Scripted) -> None:
+    site = sites(database, scripted, at_once=1, waiting=1)
+    site.gateway.delay = 0.3
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda n: site.send(f"s{n}", 0, data=clip("a", 0)), range(12)))
+    codes = [reply.status_code for reply in replies]
+    assert set(codes) == {201, 429} and codes.count(201) >= 2
+    assert {reply.headers["retry-after"] for reply in replies if reply.status_code == 429} == {"1"}
+
+
+@ONCE
+def test_an_answer_says_which_adapter_s_memories_it_rests_on(site: Site) -> None:
+    site.gateway.served = lambda _: "door@v3"
+    site.send("a", 0)
+    # of an adapter that no registry knows nothing could be audited, so that nothing is answered
+    assert site.ask("a").status_code == 503
+    site.service.lookup.weights = lambda adapter: "f" * 64 if adapter == "door@v3" else ""
+    assert site.ask("a").json()["adapter"] == "door@v3"
+    (line,) = read_records(site.folder / "responses" / "responses-agent.jsonl", Response)
+    assert (line.adapter, line.adapter_digest) == ("door@v3", "f" * 64)
