@@ -179,7 +179,7 @@ class Services:
     def _gateway(self) -> _Process:
         site = self._site
         words = ["--policy-server", f"http://{HOST}:{site.ports.policy}", "--adapters", str(site.folder / "adapters")]
-        words += ["--operations-port", str(site.ports.operations), *self._kept()]
+        words += ["--operations-port", str(site.ports.operations), "--profile", str(self._profile), *self._kept()]
         return self._process(GATEWAY, site.ports.gateway, "/readyz", words)
 
     def _agent(self) -> _Process:
