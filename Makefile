@@ -12,7 +12,7 @@ SERVED := tests/vllm_plugin tests/gateway tests/agent tests/stages/test_served_d
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow manifests-setup test-system manifests format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving base lock clean
+.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow manifests-setup test-system manifests format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving bench-hot-loads bench-agent base lock clean
 
 setup: $(READY)
 
@@ -108,9 +108,17 @@ bench-poison: setup
 	$(BIN)/python -m benchmarks.poison
 	$(BIN)/python -m benchmarks.poison --users 2
 
-# requests with 16 adapters against requests with none on one vLLM, by turns, seven times; about four minutes
+# requests with 16 adapters, with none, sampled and drawn on one vLLM, by turns, seven times; about eight minutes
 bench-serving: serving-setup
 	$(SERVING)/bin/python -m benchmarks.serving
+
+# 16 streams while 20 adapters are loaded, by turns, seven times; about five minutes
+bench-hot-loads: serving-setup
+	$(SERVING)/bin/python -m benchmarks.hot_loads
+
+# ingest and questions of a stream of 10,000 segments, on SQLite and PostgreSQL
+bench-agent: setup
+	$(BIN)/python -m benchmarks.agent
 
 # the shipped base policy, rebuilt from its recipe
 base: setup

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.exceptions import TyperException
+from typer.exceptions import Abort, TyperException
 
 from taskmem.config import load_profile, profile_names
 from taskmem.errors import UserError
@@ -342,8 +342,12 @@ def run(application: typer.Typer) -> None:
         sys.exit(code)
     except UserError as error:
         _say(str(error))
+    except Abort:
+        _say("no answer to the question; answer it in a terminal, or say --yes where the command has it")
     except TyperException as error:
-        _say(f"{one_line(error.format_message().rstrip('.'))}; see --help")
+        # a group without a command has shown its help
+        if message := one_line(error.format_message().rstrip(".")):
+            _say(f"{message}; see --help")
     except OSError as error:
         _say(f"{error.filename or 'the system'}: {error.strerror or error}; check the path and try again")
     sys.exit(2)

@@ -110,6 +110,19 @@ def test_help_names_and_explains_the_command_and_every_option(words: tuple[str, 
         assert all(word in done.output for word in (*parameter.opts, *parameter.help.split()) if word != parameter.name)
 
 
+@pytest.mark.parametrize("group", ["", *GROUPS])
+def test_a_group_without_a_command_shows_its_help_and_nothing_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["taskmem", *group.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "Usage: " in said.out
+    assert said.err == ""
+
+
 MAKING = [
     words
     for words, command in ALL.items()
@@ -137,7 +150,7 @@ def test_every_command_that_makes_something_writes_to_out(words: tuple[str, ...]
         ("rollouts nowhere --policy p --out out", "nowhere/segments.jsonl: cannot be read"),
         ("score nowhere --segments s --out out --world empty", "empty: no truth.jsonl there"),
         ("score nowhere --segments s --out out", "--world"),
-        ("score nowhere --segments s --out out --profile qwen3-vl-30b", "has no embedded world"),
+        ("score nowhere --segments s --out out --profile qwen3-vl-30b", "TASKMEM_JUDGE_API_KEY: holds no API key"),
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
         (

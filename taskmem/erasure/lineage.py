@@ -29,7 +29,7 @@ class Lineage:
     """The lineage repository at `url`, cloned to the new folder `folder`. UserError if it cannot be reached or is none."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.git = Git.clone(url, folder)
+        self.git = Git.clone(url, folder, create=False)
         self.shown = self.git.remote.shown
         self._blobs = dict(self._listed())
         self.remotes = [DvcObjects(objects_at(f"{at.rstrip('/')}/{BELOW}")) for at in self._remote_urls()]

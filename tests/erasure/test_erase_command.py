@@ -1,5 +1,6 @@
 """`taskmem audit erase`: it shows, it asks, it says what it did."""
 
+import io
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ from erasure_parts import Site, Snapshot
 from erasure_texts import CANARY, OURS, holding
 from typer.testing import CliRunner
 
+from taskmem.cli import run
 from taskmem.commands.erase import erase
 from taskmem.erasure.target import Target
 from taskmem.erasure.tombstones import read_tombstone
@@ -46,6 +48,35 @@ def test_without_yes_it_asks_and_no_leaves_everything(snapshot: Snapshot) -> Non
     assert done.exit_code == 1
     assert f"Erase stream {OURS} for good?" in done.output
     assert snapshot.files() == before
+
+
+def test_without_a_terminal_it_says_in_one_line_what_to_do(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, before = snapshot.restore(), snapshot.files()
+    app = typer.Typer()
+    app.command()(erase)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr("sys.argv", ["taskmem", OURS, "--store", site.store, "--lineage", str(site.lineage)])
+    with pytest.raises(SystemExit) as ended:
+        run(app)
+    assert ended.value.code == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("taskmem: no answer to the question; answer it in a terminal")
+    )
+    assert snapshot.files() == before
+
+
+def test_a_lineage_that_is_not_there_is_named_and_not_made(site: Site) -> None:
+    nowhere = site.root / "nowhere.git"
+    app = typer.Typer()
+    app.command()(erase)
+    done = CliRunner().invoke(app, [OURS, "--store", site.store, "--lineage", str(nowhere), "--yes"])
+    assert isinstance(done.exception, UserError)
+    assert "nowhere.git" in str(done.exception)
+    assert not nowhere.exists()
 
 
 def test_with_yes_it_erases_and_names_who_did_it(site: Site) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from gateway_parts import Site, text, written_by
-from process_parts import TASKMEM, Process
+from gateway_process_parts import TASKMEM, Process
 from service_parts import eventually
 
 from taskmem.records import Response, read_records

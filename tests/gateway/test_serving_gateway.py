@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from process_parts import Process
+from gateway_process_parts import Process
 from service_parts import eventually
 from serving_site import Policy, RealSite, tokens
 
