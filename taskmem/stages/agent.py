@@ -84,7 +84,7 @@ def build_service(options: Options, profile: Profile, log: ServiceLog) -> Servic
             writer=Writer(storage, clips, writes, profile.video, profile.policy.window, options.seed),
             asker=Asker(storage, answerer_for(profile, remote), settings.answer_characters),
             outbox=outbox,
-            forgetter=Forgetter(storage, outbox, StoreErasure(store, _now), eraser),
+            forgetter=Forgetter(storage, outbox, StoreErasure(options.store, _now), eraser),
             responses=responses,
             log_eraser=eraser,
             lookup=upstream,
