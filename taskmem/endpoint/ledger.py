@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from taskmem.endpoint.purse import NOTHING, Charge
 from taskmem.errors import UserError
@@ -63,14 +63,24 @@ class Sent(Record):
     time: float
 
 
-class Calls(Protocol):
-    """What is done with calls that are sent and answered."""
+class Calls:
+    """What is done with calls that are sent and answered: this notes nothing. `spent` is what had been when it was opened."""
 
-    spent: Charge
+    spent = NOTHING
 
     def send(self, role: str, model: str, request: str, most: Charge) -> Sent:
         """Note a call that is about to be sent and may cost `most`."""
-        ...
+        sent = Sent(
+            id=uuid.uuid4().hex,
+            role=role,
+            model=model,
+            request=request,
+            tokens=most.tokens,
+            cost=most.money,
+            time=time.time(),
+        )
+        self._note_sent(sent)
+        return sent
 
     def settle(
         self,
@@ -82,84 +92,48 @@ class Calls(Protocol):
         counts: tuple[int, int] | None = None,
     ) -> Call:
         """Note what became of a call; `counts` are the server's prompt and completion tokens."""
-        ...
+        now = time.time()
+        call = Call(
+            id=sent.id,
+            role=sent.role,
+            model=sent.model,
+            request=sent.request,
+            outcome=outcome,
+            status=status,
+            prompt_tokens=counts[0] if counts else None,
+            completion_tokens=counts[1] if counts else None,
+            charged_tokens=charge.tokens,
+            cost=charge.money,
+            cached=outcome == "cached",
+            latency_s=round(max(0.0, now - sent.time), 6),
+            time=now,
+        )
+        self._note_call(call)
+        return call
 
     def cached(self, role: str, model: str, request: str) -> None:
         """Note an answer from the cache: nothing was sent."""
-        ...
+        hit = Sent(id=uuid.uuid4().hex, role=role, model=model, request=request, tokens=0, cost=0.0, time=time.time())
+        self.settle(hit, "cached", NOTHING)
 
     def close(self) -> None:
         """Nothing more is noted."""
-        ...
+
+    def _note_sent(self, sent: Sent) -> None:
+        """A call is about to be sent."""
+
+    def _note_call(self, call: Call) -> None:
+        """A call has ended."""
 
 
-def sent_now(role: str, model: str, request: str, most: Charge) -> Sent:
-    """A call that is sent now and may cost `most`."""
-    return Sent(
-        id=uuid.uuid4().hex,
-        role=role,
-        model=model,
-        request=request,
-        tokens=most.tokens,
-        cost=most.money,
-        time=time.time(),
-    )
-
-
-def settled_now(
-    sent: Sent, outcome: Outcome, charge: Charge, status: int | None, counts: tuple[int, int] | None
-) -> Call:
-    """What became of a call, now."""
-    now = time.time()
-    return Call(
-        id=sent.id,
-        role=sent.role,
-        model=sent.model,
-        request=sent.request,
-        outcome=outcome,
-        status=status,
-        prompt_tokens=counts[0] if counts else None,
-        completion_tokens=counts[1] if counts else None,
-        charged_tokens=charge.tokens,
-        cost=charge.money,
-        cached=outcome == "cached",
-        latency_s=round(max(0.0, now - sent.time), 6),
-        time=now,
-    )
-
-
-class Told:
-    """`Calls` of a service, which counts them as they end and writes nothing down; thread-safe if `tell` is."""
-
-    spent = NOTHING
+class Told(Calls):
+    """Calls of a service, which counts them as they end and writes nothing down; thread-safe if `tell` is."""
 
     def __init__(self, tell: Callable[[Call], None]) -> None:
         self._tell = tell
 
-    def send(self, role: str, model: str, request: str, most: Charge) -> Sent:
-        """See `Calls.send`."""
-        return sent_now(role, model, request, most)
-
-    def settle(
-        self,
-        sent: Sent,
-        outcome: Outcome,
-        charge: Charge,
-        *,
-        status: int | None = None,
-        counts: tuple[int, int] | None = None,
-    ) -> Call:
-        """See `Calls.settle`."""
-        call = settled_now(sent, outcome, charge, status, counts)
+    def _note_call(self, call: Call) -> None:
         self._tell(call)
-        return call
-
-    def cached(self, role: str, model: str, request: str) -> None:
-        """See `Calls.cached`."""
-        self.settle(sent_now(role, model, request, NOTHING), "cached", NOTHING)
-
-    def close(self) -> None:
-        """See `Calls.close`."""
 
 
 class _Lines:
@@ -211,7 +185,7 @@ class _Lines:
         os.close(self._file)
 
 
-class Ledger:
+class Ledger(Calls):
     """`folder`/run.jsonl, append-only, and beside it the calls that are on their way.
 
     A call is noted before it is sent. One that a killed process left there enters the ledger as `lost`, at the most it can
@@ -242,29 +216,11 @@ class Ledger:
         self._sent.clear()
         return spent
 
-    def send(self, role: str, model: str, request: str, most: Charge) -> Sent:
-        """Note a call that is about to be sent and may cost `most`."""
-        sent = sent_now(role, model, request, most)
+    def _note_sent(self, sent: Sent) -> None:
         self._sent.append(sent)
-        return sent
 
-    def settle(
-        self,
-        sent: Sent,
-        outcome: Outcome,
-        charge: Charge,
-        *,
-        status: int | None = None,
-        counts: tuple[int, int] | None = None,
-    ) -> Call:
-        """Enter what became of a call; `counts` are the server's prompt and completion tokens."""
-        call = settled_now(sent, outcome, charge, status, counts)
+    def _note_call(self, call: Call) -> None:
         self._calls.append(call, durable=not call.cached)
-        return call
-
-    def cached(self, role: str, model: str, request: str) -> None:
-        """Enter an answer from the cache: nothing was sent."""
-        self.settle(sent_now(role, model, request, NOTHING), "cached", NOTHING)
 
     def close(self) -> None:
         """Give the folder free."""

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from taskmem.errors import UserError
-from taskmem.records import one_line
 from taskmem.service import Limits
+from taskmem.service.reading import read_settings as read_service_settings
 from taskmem.settings import Count, NonNegative, Positive, Settings
 
 
@@ -48,16 +46,4 @@ class GatewaySettings(Settings):
 
 def read_settings(path: Path | None) -> GatewaySettings:
     """The settings in a YAML file, the defaults where it is silent; UserError naming the file and the field if it is wrong."""
-    if path is None:
-        return GatewaySettings()
-    try:
-        said = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader) or {}
-        return GatewaySettings.model_validate(said)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({one_line(str(error))}); mend it") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {one_line(field)}: {first['msg']}; mend it") from None
+    return read_service_settings(path, GatewaySettings)
