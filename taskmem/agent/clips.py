@@ -102,16 +102,25 @@ class ClipMaker:
                 late = str(error)
             except RefusedError as error:
                 raise RefusedClipError(f"video: {error}; send another") from None
+            except RuntimeError as error:  # a decoder that was needed anew did not start
+                late = str(error)
         raise LateClipError(late)
 
     @contextmanager
     def _worker(self) -> Iterator[DecodingWorker]:
         worker = self._free.get()
-        alarm = threading.Timer(self._seconds, worker.interrupt)
-        alarm.daemon = True
-        alarm.start()
         try:
-            yield worker
+            try:
+                # its start is not the file's fault
+                worker.begin()
+            except RuntimeError as error:
+                raise LateClipError(str(error)) from None
+            alarm = threading.Timer(self._seconds, worker.interrupt)
+            alarm.daemon = True
+            alarm.start()
+            try:
+                yield worker
+            finally:
+                alarm.cancel()
         finally:
-            alarm.cancel()
             self._free.put(worker)

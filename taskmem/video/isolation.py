@@ -65,6 +65,11 @@ class DecodingWorker:
         answer = self._twice("whole", descriptor, settings, lambda _: None)
         return Whole(answer["frames"], answer["width"], answer["height"])
 
+    def begin(self) -> None:
+        """Start the process, if there is none, so that the next call need not wait for it; RuntimeError if that fails."""
+        if self._channel is None:
+            self._start()
+
     def interrupt(self) -> None:
         """End what is being decoded, from another thread: its call then raises NotYetError."""
         process = self._process

@@ -26,7 +26,7 @@ SQL = (
 )
 NAMES = (
     *("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/x", "a%00b", "a/b", ".hidden", "-x", "a" * 500, "ü"),
-    *("a%20b", "..", ".", "%", "%zz", "a\\b", "con", "a?b", "a;b", "~root", "$(id)", "`id`", *SQL),
+    *("a%20b", "..", ".", "%", "%zz", "a\\b", "con%2f", "zz?b", "a;b", "~root", "$(id)", "`id`", *SQL),
 )
 ROUTES = ("segments?index=0", "questions", "memories", "")
 

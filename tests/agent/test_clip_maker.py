@@ -1,6 +1,7 @@
 """What a client sends becomes a clip or is refused, in a process that may crash; nothing waits for ever."""
 
 import io
+import sys
 from collections.abc import Iterator
 
 import av
@@ -76,6 +77,15 @@ def test_bombs_are_refused_and_the_next_is_served(maker: ClipMaker) -> None:
         except RefusedClipError as refused:
             assert "\n" not in str(refused)
     assert maker.cut(video("a", 0)).seconds == 10.0
+
+
+def test_a_decoder_that_does_not_start_is_an_outage_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ClipMaker(PROFILE.video, 1, 30.0) as maker:
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/bin/false")
+            with pytest.raises(LateClipError, match="did not start"):
+                maker.cut(video("a", 0))
+        assert maker.cut(video("a", 0)).seconds == 10.0
 
 
 def test_what_takes_too_long_is_ended_and_the_next_is_served() -> None:
