@@ -69,6 +69,7 @@ class PostgreSQL:
     def kill(self) -> None:
         """SIGKILL to the server and every process of it."""
         assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)  # so that it has no more children than these
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         self._process.kill()
         for child in children:
