@@ -50,8 +50,7 @@ def frozen_policy(path: Path, profile: Profile, film: Footage, segments: Path, o
     It is the profile's `calls.policy` that says so. `segments` is the folder of `film`. UserError if the server fails, or serves
     another policy.
     """
-    calls = profile.calls
-    if profile.world is not None or calls is None or calls.policy is None:
+    if profile.world is not None or profile.calls is None or profile.calls.policy is None:
         yield load_policy(path, profile, film.frames_of)
         return
     with opened_remote(profile, segments, out) as remote:

@@ -241,7 +241,7 @@ def test_the_next_night_holds_a_new_version_against_the_champion(nights: Nights)
     site, second = nights.site, nights.second
     assert [(m.version, m.parent, m.feedback_count) for m in versions(site.store, "good")] == [
         ("v1", None, 5),
-        ("v2", "v1", 5),
+        ("v2", "v1", 10),  # the recent questions: the new ones, and those of the night before
     ]
     gated = below(second.made("gate/one", "verdicts"), "good/")
     held = Held.model_validate_json(gated["held.json"])
