@@ -21,7 +21,8 @@ def everything(
         Path, typer.Option("--segments", help="Folder that `taskmem segment` wrote: the export is checked with it.")
     ],
     policy: Annotated[
-        Path | None, typer.Argument(help="Folder of a policy checkpoint; by default the embedded world's base.")
+        Path | None,
+        typer.Option("--policy", help="Folder of the policy checkpoint; by default the embedded world's base."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for what the services keep.", file_okay=False)] = Path(
         "runs/serve"
