@@ -5,7 +5,7 @@ from datetime import datetime
 
 from taskmem.erasure.parts import PARTS, forget
 from taskmem.erasure.target import Target
-from taskmem.erasure.tombstones import Count, Stone
+from taskmem.erasure.tombstones import Count, Stone, read_tombstone
 from taskmem.store import open_store
 
 BY = "the agent, at its environment's request"
@@ -27,6 +27,8 @@ class StoreErasure:
         Stone(open_store(self._url), target, BY, self._now(), None)
 
     def erase(self, environment: str, stream: str) -> int:
-        """Erase the stream's events from the parts that were shipped; how many there have been."""
-        stone = forget(self._url, environment, stream, BY, self._now())
-        return stone.erased.get(PARTS, Count()).records
+        """Erase the stream's events from the parts that were shipped; how many more than it was known of before."""
+        target = Target.parse(f"{environment}/{stream}")
+        before = read_tombstone(open_store(self._url), target)
+        after = forget(self._url, environment, stream, BY, self._now())
+        return after.erased.get(PARTS, Count()).records - (before.erased if before else {}).get(PARTS, Count()).records
