@@ -11,9 +11,8 @@ from taskmem.audit.recorded import IN_LINEAGE, Recorded
 from taskmem.audit.registered import MANIFEST
 from taskmem.errors import UserError
 from taskmem.feedback import Collection, PartsWatermark, read_collection
-from taskmem.feedback.kept import KeptParts
+from taskmem.feedback.kept import EVENTS, KeptParts
 from taskmem.files import canonical_json, sha256_bytes
-from taskmem.lineage.graph import EVENTS
 from taskmem.records import Comparison, FeedbackEvent, Judge, Preference, read_json, read_records
 from taskmem.registry import Manifest
 from taskmem.registry.manifest import FILES

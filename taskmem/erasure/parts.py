@@ -12,13 +12,13 @@ from taskmem.erasure.trees import gather
 from taskmem.feedback import FeedbackParts
 from taskmem.feedback.index import FOLDER as INDEX
 from taskmem.feedback.index import source_mark, stream_mark
+from taskmem.feedback.kept import EVENTS
 from taskmem.feedback.parts import FOLDER, environments_of, parse_event
 from taskmem.progress import Note, unheard
 from taskmem.records import FeedbackEvent
 from taskmem.store import Store, open_store
 
 PARTS = "feedback parts"
-_EVENTS = "events.jsonl"  # what its lines are cleaned as
 
 
 class StoredParts:
@@ -36,7 +36,7 @@ class StoredParts:
         """Take in what all events tell."""
         for parts in self._parts:
             for part in parts.read():
-                gather(known, _EVENTS, b"".join(part.lines))
+                gather(known, EVENTS, b"".join(part.lines))
 
     def found(self, eraser: Eraser) -> Count:
         """How many events there are of the target."""
@@ -103,7 +103,7 @@ def _is_of(target: Target, line: bytes) -> bool:
 
 
 def _stays(eraser: Eraser, line: bytes, environment: str) -> bool:
-    return bool(eraser.clean(_EVENTS, line, environment).data)
+    return bool(eraser.clean(EVENTS, line, environment).data)
 
 
 def _finish(parts: FeedbackParts, objects: Objects, target: Target) -> None:

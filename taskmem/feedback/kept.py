@@ -27,6 +27,9 @@ _HEAD = b'{"schema_version": 1, "environment":'
 ERASED_LINE = b'{"erased": true}\n'
 _RESTORE = "restore it from a backup, or collect again"
 
+EVENTS = "events.jsonl"
+"""What a collection from parts keeps of them beside its questions."""
+
 
 class KeptHead(Record):
     """The file's first line."""

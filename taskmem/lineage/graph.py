@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 from ruamel.yaml import YAML
 
+from taskmem.feedback.kept import EVENTS
+
 PARAMS, PIPELINE, LOCK = "params.yaml", "dvc.yaml", "dvc.lock"
-EVENTS, SINCE = "events.jsonl", "since.json"
+SINCE = "since.json"
 CHAMPION = "champion"
 SHARED = ("segments", "policy", "rollouts", "judgements", "gate_segments", "gate_questions", CHAMPION)
 """What all environments of a run use, each a folder below shared/."""

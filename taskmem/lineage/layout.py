@@ -9,10 +9,10 @@ from pathlib import Path
 from taskmem.config import Profile
 from taskmem.errors import UserError
 from taskmem.feedback import log_path
+from taskmem.feedback.kept import EVENTS
 from taskmem.files import atomic_write, canonical_json
 from taskmem.lineage.graph import (
     CHAMPION,
-    EVENTS,
     LOCK,
     OUTS,
     PARAMS,

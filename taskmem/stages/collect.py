@@ -18,7 +18,7 @@ from taskmem.feedback import (
     log_path,
     write_collection,
 )
-from taskmem.lineage.graph import EVENTS
+from taskmem.feedback.kept import EVENTS
 from taskmem.store import Store, open_store
 
 Since = Watermark | PartsWatermark | None
