@@ -53,6 +53,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "truths").mkdir()
+    (tmp_path / "truths" / "truth.jsonl").touch()
     (tmp_path / "quick.yaml").write_text(QUICK)
     (tmp_path / "torn.yaml").write_text("name: torn\nextends: [")
     (tmp_path / "typo.yaml").write_text(QUICK.replace("held_out", "heldout"))
@@ -154,7 +156,7 @@ def test_every_command_that_makes_something_writes_to_out(words: tuple[str, ...]
         ("collect nowhere --out out", "nowhere: the event log cannot be read"),
         ("collect file --out out --since nowhere", "nowhere: cannot be read"),
         (
-            "gate a --policy p --champion c --segments s --questions q --feedback empty --environment e --out out",
+            "gate a --policy p --champion c --segments s --questions q --feedback empty --environment e --world truths --out out",
             "empty/watermark.json: cannot be read",
         ),
         ("phase-two nowhere --policy p --rollouts r --segments s --out out", "r/rollouts.jsonl: cannot be read"),

@@ -33,12 +33,12 @@ def gate(
     from taskmem.stages.gate import recent_questions
 
     settings = load_profile(profile)
-    # an evaluation takes long: what is missing shows before it
-    recent_questions(feedback, environment)
-    read_graded(champion)
     challenger, display = out / "challenger", StageDisplay(console)
     arms = (champion, challenger, segments, questions, feedback)
     with opened_backends(settings, world, segments, out) as ends:
+        # an evaluation takes long: what is missing shows before it
+        recent_questions(feedback, environment)
+        read_graded(champion)
         with display.stage("evaluate the challenger") as progress:
             streaming_eval(segments, questions, policy, ends, settings, seed, challenger, adapter, progress=progress)
         with display.stage("gate") as progress:

@@ -297,7 +297,8 @@ def test_an_environment_s_watermark_is_where_its_next_collection_begins(tmp_path
     first = collect_environment(tmp_path, "door", None, site.profile, tmp_path / "out")
     append(tmp_path, "door", event(2, "door"))
     second = collect_environment(tmp_path, "door", first.watermark, site.profile, tmp_path / "out")
-    assert [q.id for q in second.questions["door"]] == ["q2"]
+    assert [q.id for q in second.questions["door"]] == ["q1", "q2"]
+    assert [q.id for q in second.new("door")] == ["q2"]
 
 
 @pytest.mark.parametrize("name", ["../door", "", ".door"])
