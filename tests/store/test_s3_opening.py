@@ -235,15 +235,18 @@ def listener() -> Iterator[Listener]:
     """Hears everything that anybody logs."""
     root, handler = logging.getLogger(), Listener()
     level = root.level
-    botocore = logging.getLogger("botocore")
-    botocore_level = botocore.level
-    botocore.setLevel(logging.NOTSET)
+    # boto3 and the client of Kubernetes set these to WARNING for the whole process
+    loggers = [logging.getLogger(name) for name in ("botocore", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
     root.setLevel(logging.DEBUG)
     root.addHandler(handler)
     yield handler
     root.removeHandler(handler)
     root.setLevel(level)
-    botocore.setLevel(botocore_level)
+    for logger, before in zip(loggers, levels, strict=True):
+        logger.setLevel(before)
 
 
 def errors_of_a_life(bucket: str, lax: str, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
