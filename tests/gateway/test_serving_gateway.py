@@ -46,7 +46,7 @@ def test_mixed_champions_and_none_write_what_vllm_writes_when_asked_itself(site:
     asks = [((*ENVIRONMENTS, "none")[i % 5], i // 5, bool(i % 2)) for i in range(30)]
     with ThreadPoolExecutor(STREAMS) as pool:
         replies = list(pool.map(lambda ask: site.through(ask[0], ask[1], stream=ask[2]), asks))
-    assert {reply.status_code for reply in replies} == {200}
+    assert [reply.text for reply in replies if reply.status_code != 200] == []
     named = [reply.headers["x-taskmem-adapter"] for reply in replies]
     assert named == ["none" if ask[0] == "none" else f"{ask[0]}@v1" for ask in asks]
     assert {reply.headers["x-taskmem-policy"] for reply in replies} == {site.policy.digest}
