@@ -34,7 +34,7 @@ def _bucket_of_this_process() -> str:
 
 @cache
 def _connected(bucket: str) -> Bucket:
-    return Bucket(bucket, attempts=3, timeout=60)
+    return Bucket(bucket, attempts=10, timeout=60)
 
 
 def _s3(bucket: str, prefix: str) -> S3Store:
