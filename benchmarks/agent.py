@@ -28,8 +28,9 @@ from rich.console import Console
 
 from benchmarks.postgresql import postgresql
 from benchmarks.results import write_result
-from taskmem.agent.asking import Asked, Asker
+from taskmem.agent.asking import Asker
 from taskmem.agent.clips import ClipMaker
+from taskmem.agent.contracts import Asked
 from taskmem.agent.remembered import New, append, stream_of
 from taskmem.agent.storage import Storage
 from taskmem.agent.writing import Given, Writer

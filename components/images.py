@@ -30,10 +30,11 @@ def is_pinned(reference: str) -> bool:
 
 
 class Images(Settings):
-    """One reference for each kind of image that a stage can ask for."""
+    """One reference for each kind of image that a stage can ask for, and the services', which no pipeline starts."""
 
     data: Reference
     train: Reference
+    serve: Reference | None = None
 
     def reference(self, kind: Kind) -> str:
         """The reference of one kind."""

@@ -37,6 +37,8 @@ app.add_typer(token_app, name="token")
 if TYPE_CHECKING:
     from components.images import Images
     from pipelines.local import Finished
+    from pipelines.local.containers import Containers
+    from taskmem.config import Profile
     from taskmem.lineage.outcome import Outcome
 
 
@@ -53,8 +55,13 @@ def demo(
     remote: Annotated[
         str | None, typer.Option("--remote", help="s3://... or folder for its data; by default a folder below --out.")
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Run every stage in its image of this JSON file, which `make images` writes."),
+    ] = None,
 ) -> None:
     """The whole loop through Kubeflow's local runner: a table, results.json and report.html."""
+    from components.images import load_images
     from pipelines.compiling import travelling
     from pipelines.end_to_end import end_to_end
     from pipelines.local import run_pipeline
@@ -67,17 +74,19 @@ def demo(
     given = (base or shipped_base()).resolve()
     if not (given / "config.json").is_file():
         raise UserError(f"{given}: no policy checkpoint (config.json is missing); give a folder that pretrain wrote")
-    images, travels = _here(), travelling(settings)
+    used, travels = load_images(images) if images else _here(), travelling(settings)
     # a champion of other code or settings would be another champion to beat
-    key = sha256_bytes(canonical_json([images.train, travels, seed, sha256_tree(given)]))
+    key = sha256_bytes(canonical_json([used.train, travels, seed, sha256_tree(given)]))
     kept = out.resolve() / "store" / key[:16]
     places = {"lineage": lineage or str(kept / "lineage.git"), "remote": remote or str(kept / "data")}
     where = {"store": str(kept / "registry"), **_without_secrets(places)}
     arguments = {"base": str(given), "profile": travels, "seed": seed, **where}
-    pipeline = end_to_end(Placement(settings, images, content_keyed=True))
+    pipeline = end_to_end(Placement(settings, used, content_keyed=True))
+    attempts = _containers(given, places, settings) if images else None
     for name in SHOWN:
         (out / name).unlink(missing_ok=True)
-    for outcome in _show(run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume), out):
+    finished = run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume, attempts=attempts)
+    for outcome in _show(finished, out):
         if outcome.status == "promoted":
             question = f"taskmem audit adapter {outcome.version} --store {where['store']} --lineage {where['lineage']}"
             console.print(question, highlight=False, markup=False, soft_wrap=True)
@@ -97,7 +106,7 @@ def compile_pipelines(
 
     used = load_images(images)
     for path in compile_all(load_profile(profile), used, out):
-        console.print(f"{path}", highlight=False, markup=False)
+        console.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
     if not used.pinned:
         console.print(
             "images are named by tag, and what a tag names may change: give --images with digests",
@@ -116,6 +125,16 @@ def _without_secrets(places: dict[str, str]) -> dict[str, str]:
                 f"--{name} {without_userinfo(url)}: logs would repeat the credentials in it; give them to git or AWS instead"
             )
     return places
+
+
+def _containers(base: Path, places: dict[str, str], profile: "Profile") -> "Containers":
+    """What runs stages in their images: folders given to the demo are seen there too, and the profile's secrets."""
+    from pipelines.local.containers import Containers
+
+    folders = [Path(place) for place in places.values() if Path(place).is_absolute()]
+    stages = profile.cluster.stages.values() if profile.cluster else ()
+    secrets = [secret.variable for stage in stages for secret in stage.secrets]
+    return Containers(reads=[base], writes=[folder for folder in folders if folder.is_dir()], secrets=secrets)
 
 
 def _here() -> "Images":
@@ -145,7 +164,7 @@ def _show(finished: "Finished", out: Path) -> "list[Outcome]":
     outcomes = read_records(made["record"] / OUTCOMES, Outcome)
     console.print(outcomes_table(outcomes))
     for name in SHOWN:
-        console.print(f"{out / name}", highlight=False, markup=False)
+        console.print(f"{out / name}", highlight=False, markup=False, soft_wrap=True)
     return outcomes
 
 

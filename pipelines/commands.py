@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from taskmem.cli import console
 from taskmem.errors import UserError
+
+PIPED = 160  # columns of a table that goes to no terminal
+_COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
 
 if TYPE_CHECKING:
     from pipelines.client import Kubeflow
@@ -158,13 +162,15 @@ def runs(
     """The newest runs and what became of them."""
     kubeflow = _kubeflow(host, token_file, ca, namespace, seconds)
     group = kubeflow.experiment(experiment, create=False) if experiment else None
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("run", "name", "state", "created", "took"):
-        table.add_column(column, no_wrap=column != "name")
+    table = Table(**_COMPACT)
+    table.add_column("run", overflow="fold")
+    table.add_column("name", overflow="fold", min_width=12)
+    for column in ("state", "created", "took"):
+        table.add_column(column, no_wrap=True)
     for run in kubeflow.runs(group, limit):
         name = _text(run.display_name)
         table.add_row(_text(run.run_id), name, _text(run.state), _time(run.created_at), _took(run))
-    console.print(table)
+    _print(table)
 
 
 def logs(
@@ -183,12 +189,12 @@ def logs(
     found = kubeflow.run(run)
     tasks = list((found.run_details.task_details if found.run_details else None) or ())
     if task is None:
-        table = Table(box=SIMPLE_HEAD)
+        table = Table(**_COMPACT)
         for column in ("task", "state", "error"):
-            table.add_column(column, no_wrap=column != "error")
+            table.add_column(column, no_wrap=column == "state", overflow="fold")
         for one in tasks:
             table.add_row(_text(one.display_name), _text(one.state), _text(_error(one)))
-        console.print(table)
+        _print(table)
         return
     chosen = [one for one in tasks if one.display_name == task]
     if not chosen:
@@ -203,6 +209,11 @@ def logs(
 
 
 COMMANDS = (submit, schedule, runs, logs)
+
+
+def _print(table: Table) -> None:
+    # no terminal: another program reads it, and wants whole ids
+    (console if console.is_terminal else Console(width=PIPED)).print(table)
 
 
 def _kubeflow(

@@ -80,7 +80,7 @@ def loop(
         console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(results_table(results))
     console.print(differences_table(results))
-    console.print(f"{out / 'results.json'}", highlight=False, markup=False)
+    console.print(f"{out / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -95,7 +95,9 @@ def segment(
     with stage_progress("segment") as progress:
         summary = segmentation(videos, load_profile(profile), out, progress)
     counts = f"{summary.videos} videos, {summary.streams} streams, {summary.segments} segments"
-    console.print(f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
+    console.print(
+        f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -111,7 +113,7 @@ def rollouts(
 
     with stage_progress("rollouts") as progress:
         rollout_cache(segments, policy, load_profile(profile), seed, out, progress)
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -151,7 +153,7 @@ def mine(
     with opened_remote(settings, segments, out) as remote:
         judge = helpfulness_judge(settings, remote)
         preference_mining(rollouts, judgements, segments, questions, environment, judge, settings, seed, out)
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("phase-two")
@@ -186,7 +188,7 @@ def phase_two(
             adapt.phase_two(
                 preferences, *paths, FrozenPolicy(policy), name, settings, seed, out, progress, cache, _note
             )
-        console.print(f"{out / name}", highlight=False, markup=False)
+        console.print(f"{out / name}", highlight=False, markup=False, soft_wrap=True)
         return
     from taskmem.loop.results import outcomes_table
 
@@ -279,7 +281,7 @@ def report(
     from taskmem.loop.report import loop_report
 
     loop_report(run, load_profile(profile), out)
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @world_app.command("render")
@@ -293,7 +295,7 @@ def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> 
     for split in SPLITS:
         with stage_progress(f"render {split}") as progress:
             render_split(out / split, split, settings.world, seed, progress)
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @world_app.command("pretrain")
@@ -306,7 +308,7 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
         precision = pretraining.run()
         pretraining.save(out, precision)
     console.print("  ".join(f"{kind} {value:.3f}" for kind, value in precision.items()), highlight=False)
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def fresh(out: Path, resume: bool, sign: str) -> None:

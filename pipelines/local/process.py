@@ -1,57 +1,29 @@
-"""One attempt of a stage: its processes, its log file and the progress lines it prints."""
+"""Attempts of stages as processes of this machine."""
 
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from taskmem.progress import Progress
+from kfp import local
+from kfp.local import subprocess_task_handler
+from kfp.local.status import Status
 
-KEPT_LINES = 20
-USER_ERROR = 2
-# what the command line prints before a user's mistake
-SAID = "taskmem: "
-_PROGRESS = re.compile(r"::progress (\d+)/(\d+)\s*")
+from pipelines.local.attempt import Attempt, Ended, Transcript, stage_environment
+from pipelines.local.quiet import replaced
+
 _SCRIPT = '"$program_path/ephemeral_component.py"'
 # The read ends when this process dies, however it dies, for then the kernel closes the pipe; unlike a parent-death signal
 # this reaches grandchildren too, and it keeps the group's id from being given to anybody else before we kill the group.
 _LIFELINE = 'exec 3<&0; (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
 _DRAIN_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How an attempt ended: its exit status (negative: the signal) and the last lines it wrote."""
-
-    code: int
-    lines: tuple[str, ...]
-
-    @property
-    def user_error(self) -> bool:
-        """Whether the stage blames its input, so that another attempt would end the same."""
-        return self.code == USER_ERROR
-
-    @property
-    def said(self) -> str | None:
-        """A user error in the stage's own words."""
-        said = [line.removeprefix(SAID) for line in self.lines if line.startswith(SAID)]
-        return said[-1] if self.user_error and said else None
-
-    @property
-    def reason(self) -> str:
-        """Why the attempt failed, in a few words."""
-        # a shell reports its child's death by signal n as 128 + n
-        number = -self.code if self.code < 0 else self.code - 128
-        if number in {s.value for s in signal.Signals}:
-            return f"killed by {signal.Signals(number).name}"
-        return self.said or f"exit status {self.code}"
 
 
 class Processes:
@@ -63,13 +35,15 @@ class Processes:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[str]] = set()
 
-    def run(
-        self, command: Sequence[str], environment: Mapping[str, str], log: Path, *, attempt: int, progress: Progress
-    ) -> Ended:
-        """Run `command` to its end and write what it says to `log`; a line `::progress DONE/TOTAL` goes to `progress` instead.
+    @contextmanager
+    def installed(self, out: Path, temporary: Path, images: Iterable[str], here: threading.local) -> Iterator[Any]:
+        """See `Attempts.installed`; neither images nor what lies outside of `out` matter to a process."""
+        handler = partial(_Handler, self, temporary, here)
+        with replaced(subprocess_task_handler, SubprocessTaskHandler=handler):
+            yield local.SubprocessRunner(use_venv=False)
 
-        The first attempt begins the log, later ones go on in it. After `stop` nothing runs: the attempt ends as killed.
-        """
+    def run(self, command: Sequence[str], environment: Mapping[str, str], transcript: Transcript) -> Ended:
+        """Run `command` to its end. After `stop` nothing runs: the attempt ends as killed."""
         with self._lock:
             if self.stopped.is_set():
                 return Ended(-signal.SIGKILL, ())
@@ -85,7 +59,7 @@ class Processes:
                 errors="replace",
             )
             self._running.add(process)
-        reader = _Reader(process, log, attempt, progress)
+        reader = _Reader(process, transcript)
         reader.start()
         try:
             code = process.wait()
@@ -97,7 +71,7 @@ class Processes:
         reader.join(_DRAIN_SECONDS)
         if reader.error is not None:
             raise reader.error
-        return Ended(code, tuple(reader.lines))
+        return Ended(code, tuple(transcript.lines))
 
     def stop(self) -> None:
         """Kill every attempt and let no further one begin."""
@@ -107,10 +81,19 @@ class Processes:
                 _kill(process)
 
 
-def stage_environment(variables: Mapping[str, str], temporary: Path) -> dict[str, str]:
-    """The environment of a stage: one thread unless the user says otherwise, and temporary files in `temporary`."""
-    defaults = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **os.environ, **variables, "TMPDIR": str(temporary)}
+class _Handler(subprocess_task_handler.SubprocessTaskHandler):
+    """One attempt, made by the stage that this thread is at."""
+
+    def __init__(self, processes: Processes, temporary: Path, here: threading.local, **given: Any) -> None:
+        super().__init__(**given)
+        self._processes, self._temporary = processes, temporary
+        self._attempt: Attempt = here.attempt
+
+    def run(self) -> Status:
+        environment = stage_environment(os.environ, self.env_vars, self._temporary)
+        command = with_this_interpreter(self.full_command)
+        self._attempt.ended = self._processes.run(command, environment, self._attempt.transcript)
+        return Status.SUCCESS if self._attempt.ended.code == 0 else Status.FAILURE
 
 
 def with_this_interpreter(command: Sequence[str]) -> list[str]:
@@ -127,43 +110,20 @@ def with_this_interpreter(command: Sequence[str]) -> list[str]:
 class _Reader(threading.Thread):
     """Reads what an attempt says; if that cannot be written down, the attempt is killed and `error` says why."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path, attempt: int, progress: Progress) -> None:
+    def __init__(self, process: subprocess.Popen[str], transcript: Transcript) -> None:
         super().__init__(daemon=True)
-        self._process, self._log, self._attempt, self._progress = process, log, attempt, progress
-        self._in_input = False
-        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._process, self._transcript = process, transcript
         self.error: Exception | None = None
 
     def run(self) -> None:
+        assert self._process.stdout is not None
         try:
-            self._read()
+            with self._process.stdout as said:
+                self._transcript.write(said)
         except Exception as error:
             self.error = error
             if self._process.poll() is None:
                 _kill(self._process)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        # line by line, so that a person can follow the file
-        mode = "w" if self._attempt == 1 else "a"
-        with self._process.stdout as said, self._log.open(mode, encoding="utf-8", buffering=1) as log:
-            if self._attempt > 1:
-                log.write(f"--- attempt {self._attempt} ---\n")
-            for line in said:
-                if found := _PROGRESS.fullmatch(line):
-                    self._progress(int(found[1]), int(found[2]))
-                else:
-                    log.write(line)
-                    self._keep(line.rstrip())
-
-    def _keep(self, line: str) -> None:
-        # kfp begins every log with the whole of the task's input: in the log it is of use, among the last lines it is not
-        if line.startswith("[KFP Executor "):
-            self._in_input = line.endswith("Got executor_input:")
-        elif self._in_input:
-            self._in_input = line != "}"
-        else:
-            self.lines.append(line)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -3,7 +3,7 @@
 kfp.local has no place for a display, for logs in files or for a cache keyed by content. For the length of a run two of its
 module attributes, both looked up when they are called, are therefore replaced and put back afterwards:
 `task_executor.execute_single_task` (one task of the graph: here come its name, the cache and the retries, for kfp's own sleep
-cannot be interrupted and tries again what cannot succeed) and `subprocess_task_handler.SubprocessTaskHandler` (one attempt).
+cannot be interrupted and tries again what cannot succeed) and the handler of one attempt (process.py, containers.py).
 """
 
 import logging
@@ -14,26 +14,25 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kfp import local
 from kfp.dsl import Artifact, Metrics
 from kfp.dsl.graph_component import GraphComponent
-from kfp.local import config, executor_input_utils, subprocess_task_handler
+from kfp.local import config, executor_input_utils
 from kfp.local.orchestrator import task_executor
 from kfp.local.orchestrator.orchestrator_utils import OrchestratorUtils
 from kfp.local.status import Status
 
+from pipelines.local.attempt import Attempt, Attempts, Transcript
 from pipelines.local.cache import Cache, Entry
 from pipelines.local.names import Names, file_name
-from pipelines.local.process import Ended, Processes, stage_environment, with_this_interpreter
+from pipelines.local.process import Processes
 from pipelines.local.quiet import COLOURS, quiet, replaced
 from taskmem.errors import UserError
 from taskmem.files import sweep
 from taskmem.loop.display import StageDisplay
-from taskmem.progress import Progress
 from taskmem.records import one_line
 from taskmem.store.locks import acquire, release
 
@@ -81,20 +80,18 @@ class Finished:
         return {name: stage.seconds for name, stage in self.stages.items()}
 
 
-@dataclass
-class _Attempt:
-    """What the handler is told of the attempt it makes, and how that ended."""
-
-    log: Path
-    number: int
-    progress: Progress
-    ended: Ended | None = None
-
-
 def run_pipeline(
-    pipeline: GraphComponent, arguments: Mapping[str, Any], out: Path, display: StageDisplay, *, resume: bool = True
+    pipeline: GraphComponent,
+    arguments: Mapping[str, Any],
+    out: Path,
+    display: StageDisplay,
+    *,
+    resume: bool = True,
+    attempts: Attempts | None = None,
 ) -> Finished:
     """Run `pipeline` on this machine; a stage whose code and inputs `out` has seen before is not run again.
+
+    `attempts` says how: as processes of this interpreter by default, or in `Containers`.
 
     `out` must be new, empty or of an earlier run; `resume` says whether that one is gone on with or removed. It gets cache/ (one
     entry per finished stage), runs/ (artifacts; those of no entry are removed when the next run starts), logs/ (<stage>.log,
@@ -109,7 +106,7 @@ def run_pipeline(
         raise UserError(f"{out}: another run is writing there; wait for it or give another --out") from None
     try:
         _claim(out, resume)
-        return _Run(pipeline, out, display).run(arguments)
+        return _Run(pipeline, out, display, attempts or Processes()).run(arguments)
     finally:
         release(lock)
 
@@ -128,14 +125,14 @@ def _claim(out: Path, resume: bool) -> None:
 
 
 class _Run:
-    def __init__(self, pipeline: GraphComponent, out: Path, display: StageDisplay) -> None:
+    def __init__(self, pipeline: GraphComponent, out: Path, display: StageDisplay, attempts: Attempts) -> None:
         spec = pipeline.pipeline_spec
         self._pipeline, self._name = pipeline, spec.pipeline_info.name
         self._out, self._root = out, out.resolve()
         self._display = display
         self._names = Names(spec)
         self._cache = Cache(self._root, self._name)
-        self._processes = Processes()
+        self._way = attempts
         self._execute = task_executor.execute_single_task
         self._here = threading.local()
         self._stages: dict[str, StageResult] = {}
@@ -170,18 +167,15 @@ class _Run:
         temporary, workspace = self._root / "work" / "tmp", self._root / "work" / "workspace"
         for folder in (temporary, workspace):
             folder.mkdir()
-        handler = partial(_Handler, self._processes, self._here, temporary)
+        executors = self._pipeline.pipeline_spec.deployment_spec["executors"].values()
+        images = [executor["container"]["image"] for executor in executors if "container" in executor]
         with (
+            self._way.installed(self._root, temporary, images, self._here) as runner,
             quiet(self._kubeflow_log),
             replaced(config.LocalExecutionConfig, instance=None),
             replaced(task_executor, execute_single_task=self._task),
-            replaced(subprocess_task_handler, SubprocessTaskHandler=handler),
         ):
-            local.init(
-                local.SubprocessRunner(use_venv=False),
-                pipeline_root=str(self._root / "runs"),
-                workspace_root=str(workspace),
-            )
+            local.init(runner, pipeline_root=str(self._root / "runs"), workspace_root=str(workspace))
             yield
 
     def _outputs(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,12 +185,12 @@ class _Run:
             try:
                 return future.result()
             except BaseException:
-                self._processes.stop()
+                self._way.stop()
                 raise
 
     def _task(self, **call: Any) -> tuple[dict[str, Any], Status]:
         """In place of kfp's `execute_single_task`, with its arguments."""
-        if self._processes.stopped.is_set():
+        if self._way.stopped.is_set():
             return _FAILED
         task, component = call["task_spec"], call["components"][call["task_spec"].component_ref.name]
         executor = call["executors"][component.executor_label]
@@ -238,7 +232,7 @@ class _Run:
             start = time.monotonic()
             shown = name if number == 1 else f"{name} (attempt {number})"
             with self._display.live(shown) as progress:
-                attempt = _Attempt(log, number, progress)
+                attempt = Attempt(Transcript(log, number, progress))
                 outputs, status = self._attempt(attempt, call)
                 seconds = time.monotonic() - start
                 result = StageResult(outputs, seconds, unchanged=False)
@@ -248,7 +242,7 @@ class _Run:
                 self._stages[name] = result
                 self._display.done(name, seconds, _note(number, result.failed))
                 return outputs, status
-            if self._processes.stopped.is_set() or attempt.ended is None:
+            if self._way.stopped.is_set() or attempt.ended is None:
                 return _FAILED
             if number == last or attempt.ended.user_error:
                 lines = () if attempt.ended.said else attempt.ended.lines[-SHOWN_LINES:]
@@ -257,10 +251,10 @@ class _Run:
                 return _FAILED
             delay = _delay(policy, number)
             self._display.failed(name, seconds, f"{attempt.ended.reason}, again in {delay:g} s", log)
-            self._processes.stopped.wait(delay)
+            self._way.stopped.wait(delay)
         return _FAILED
 
-    def _attempt(self, attempt: _Attempt, call: Mapping[str, Any]) -> tuple[dict[str, Any], Status]:
+    def _attempt(self, attempt: Attempt, call: Mapping[str, Any]) -> tuple[dict[str, Any], Status]:
         task = call["task_spec"]
         once = type(task)()
         once.CopyFrom(task)
@@ -272,30 +266,10 @@ class _Run:
         return outputs, status
 
     def _fail(self, name: str, seconds: float, reason: str, log: Path, lines: tuple[str, ...] = ()) -> None:
-        if self._processes.stopped.is_set():
+        if self._way.stopped.is_set():
             return
         self._failures.append(StageFailedError(name, reason, log))
         self._display.failed(name, seconds, reason, log, lines)
-
-
-class _Handler(subprocess_task_handler.SubprocessTaskHandler):
-    """One attempt, made by the stage that this thread is at."""
-
-    def __init__(self, processes: Processes, here: threading.local, temporary: Path, **given: Any) -> None:
-        super().__init__(**given)
-        self._processes, self._temporary = processes, temporary
-        self._attempt: _Attempt = here.attempt
-
-    def run(self) -> Status:
-        attempt = self._attempt
-        attempt.ended = self._processes.run(
-            with_this_interpreter(self.full_command),
-            stage_environment(self.env_vars, self._temporary),
-            attempt.log,
-            attempt=attempt.number,
-            progress=attempt.progress,
-        )
-        return Status.SUCCESS if attempt.ended.code == 0 else Status.FAILURE
 
 
 def _task_root(call: Mapping[str, Any]) -> Path:

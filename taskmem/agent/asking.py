@@ -1,11 +1,9 @@
 """A question is answered from memory; its answer is stored before it is given, so that asking again costs and changes nothing."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
-
-from pydantic import Field
 
 from taskmem.agent.answering import Answerer
+from taskmem.agent.contracts import Answered, Asked, Ground
 from taskmem.agent.remembered import (
     ErasedStreamError,
     MovedError,
@@ -17,47 +15,9 @@ from taskmem.agent.remembered import (
 from taskmem.agent.retrieval import read_for
 from taskmem.agent.storage import Storage
 from taskmem.files import sha256_bytes
-from taskmem.records import Index, Memory, Name, Part, Question, Seconds, Sha256, dump_record
+from taskmem.records import Memory, Question, dump_record
 
 TRIES = 20
-ANY = "any"
-Text = Annotated[str, Field(min_length=1, max_length=4000)]
-
-
-class Asked(Part):
-    """A question as it is sent. Without `asked_at_s` it is about all of the stream so far."""
-
-    id: Name
-    text: Text
-    type: Name = ANY
-    options: Annotated[tuple[Text, ...], Field(max_length=50)] = ()
-    asked_at_s: Seconds | None = None
-
-
-class Ground(Part):
-    """A memory that was read for an answer; `id` is stream:index."""
-
-    id: str
-    start_s: Seconds
-    end_s: Seconds
-    text: str
-
-
-class Answered(Part):
-    """The reply to a question: its answer, or null for "insufficient information", and the memories it rests on.
-
-    `policy` and `adapter` (name@version or none) wrote the newest of these; null and none where there are none.
-    """
-
-    question: Name
-    stream: Name
-    asked_at_s: Seconds
-    outcome: Literal["answered", "insufficient"]
-    answer: str | None
-    memories: tuple[Ground, ...]
-    of_memories: Index  # so many there were; fewer were read if those passed the answerer's budget
-    policy: Sha256 | None
-    adapter: str
 
 
 class Asker:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import ValidationError
 
-from taskmem.agent.asking import Answered, Asked
+from taskmem.agent.contracts import Answered, Asked
 from taskmem.agent.protocol import Answer, Served
 from taskmem.endpoint.keys import ApiKey
 from taskmem.endpoint.media import Clips

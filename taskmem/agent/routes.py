@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.responses import Response as Reply
 
-from taskmem.agent.asking import Answered, Asked
+from taskmem.agent.contracts import Answered, Asked
 from taskmem.agent.forgetting import Forgotten
 from taskmem.agent.protocol import Served
 from taskmem.agent.remembered import UnknownStreamError, memories_after, stream_of

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from fastapi import FastAPI
 
-from taskmem.agent.asking import Answered, Asker
+from taskmem.agent.asking import Asker
 from taskmem.agent.clips import LateClipError, RefusedClipError
+from taskmem.agent.contracts import Answered
 from taskmem.agent.forgetting import Forgetter
 from taskmem.agent.logged import LogEraser
 from taskmem.agent.metrics import Metrics

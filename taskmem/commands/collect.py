@@ -29,4 +29,9 @@ def collect(
     before = read_watermark(since) if since else None
     found = feedback_collection(log, before, load_profile(profile), out, environment)
     counts = "  ".join(f"{name} {len(asked)}" for name, asked in found.questions.items()) or "no questions"
-    console.print(f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}", highlight=False, markup=False)
+    console.print(
+        f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

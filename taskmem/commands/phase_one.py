@@ -90,7 +90,7 @@ def phase_one(
             return
         with stage_progress("phase-one") as progress:
             stage(*paths, ends, settings, seed, out, progress, ranks)
-    console.print(f"{out / 'policy'}", highlight=False, markup=False)
+    console.print(f"{out / 'policy'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _plan(

@@ -35,7 +35,7 @@ def results(
         write_json(out / f"{arm.name}.json", _metrics(summary, environment, arm))
         write_json(out / "types" / f"{arm.name}.json", _types(summary))
     write_json(out / f"{GATE}.json", _gate(read_json(verdict / VERDICT)))
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _metrics(summary: dict[str, Any], environment: str, arm: Path) -> dict[str, Any]:

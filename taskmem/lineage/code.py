@@ -1,15 +1,22 @@
 """Which code ran."""
 
+import os
 import subprocess
 from pathlib import Path
 
+VARIABLE = "TASKMEM_COMMIT"
+"""By this variable an image says which commit it was built from."""
+
 
 def commit() -> str:
-    """The commit of the checkout this library runs from, with "-dirty" where it was changed; "unknown" outside of one."""
+    """The commit of the checkout this library runs from, with "-dirty" where it was changed.
+
+    Outside of one, what an image says; else "unknown".
+    """
     root = Path(__file__).parents[2]
     # installed inside of somebody else's checkout, the library is not what its commit names
     if _git(root, "rev-parse", "--show-toplevel") != str(root.resolve()):
-        return "unknown"
+        return os.environ.get(VARIABLE) or "unknown"
     return _git(root, "describe", "--always", "--abbrev=40", "--dirty", "--match=") or "unknown"
 
 

@@ -28,9 +28,9 @@ def open_store(url: str, read_only: bool = False) -> Store:
 
 def _open_s3(url: str, read_only: bool) -> Store:
     try:
-        from taskmem.store.s3 import open_s3  # noqa: PLC0415 - boto3 is in the extra `cluster` only
+        from taskmem.store.s3 import open_s3  # noqa: PLC0415 - boto3 is in some extras only
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("boto3", "botocore"):
             raise
-        raise UserError("store s3://...: boto3 is not installed; pip install 'taskmem[cluster]'") from None
+        raise UserError("store s3://...: boto3 is not installed; pip install 'taskmem[stage]'") from None
     return open_s3(url, prove=not read_only)

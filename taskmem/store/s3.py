@@ -1,4 +1,4 @@
-"""The store in a bucket of S3 or of a server that speaks it. Needs the extra `cluster`.
+"""The store in a bucket of S3 or of a server that speaks it. Needs the extra `stage` or `serve`.
 
     s3://bucket[/prefix]    the key "a/b" is the object "prefix/a/b"; what lies there: s3_object.py
 

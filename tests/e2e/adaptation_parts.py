@@ -16,6 +16,7 @@ from components.images import Images
 from pipelines.adaptation import adaptation
 from pipelines.compiling import travelling
 from pipelines.local import Finished, run_pipeline
+from pipelines.local.attempt import Attempts
 from pipelines.parts import Placement
 from taskmem.backends import backends_for
 from taskmem.cli import shipped_base
@@ -105,8 +106,15 @@ class Deployment:
             for question in questions:
                 log.append(event(environment, question))
 
-    def night(self, out: Path, shards: Sequence[dict[str, Any]] = SHARDS) -> Night:
-        """Run the pipeline into `out`."""
+    def night(
+        self,
+        out: Path,
+        shards: Sequence[dict[str, Any]] = SHARDS,
+        *,
+        images: Images = IMAGES,
+        attempts: Attempts | None = None,
+    ) -> Night:
+        """Run the pipeline into `out`, as processes or as said."""
         folders = {
             "events": self.events,
             "segments": self.root / "film" / "deployment",
@@ -120,8 +128,8 @@ class Deployment:
         settings = {"shards": list(shards), "profile": travelling(self.profile), "seed": SEED}
         shown = io.StringIO()
         display = StageDisplay(Console(file=shown, width=80))
-        pipeline = adaptation(Placement(self.profile, IMAGES, content_keyed=True))
-        finished = run_pipeline(pipeline, {**arguments, **settings}, out, display)
+        pipeline = adaptation(Placement(self.profile, images, content_keyed=True))
+        finished = run_pipeline(pipeline, {**arguments, **settings}, out, display, attempts=attempts)
         record = Path(finished.stages["lineage_record"].outputs["record"].path)
         return Night(
             dict(re.findall(r"^  (\S.*?) +(done|unchanged|failed)\b", shown.getvalue(), re.MULTILINE)),

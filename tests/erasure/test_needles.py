@@ -83,6 +83,7 @@ def zipped(name: str, data: bytes) -> bytes:
         zipped("a.txt", TEXT.encode() * 9),
         zipped("inner.zip", zipped("a.gz", gzip.compress(TEXT.encode() * 9))),
     ],
+    ids=["gzip", "bz2", "xz", "zip", "zip of a zip of gzip"],
 )
 def test_archives_are_looked_into(packed: bytes) -> None:
     assert not Needles([TEXT]).within(packed)

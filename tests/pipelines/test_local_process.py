@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local.process import Ended, Processes, stage_environment, with_this_interpreter
+from pipelines.local.attempt import Ended, Transcript, stage_environment
+from pipelines.local.process import Processes, with_this_interpreter
 from taskmem.progress import silent
 
 
 def attempt(script: str, log: Path, number: int = 1) -> tuple[Ended, list[tuple[int, int]]]:
     seen: list[tuple[int, int]] = []
-    ended = Processes().run(
-        ["sh", "-c", script], dict(os.environ), log, attempt=number, progress=lambda *at: seen.append(at)
-    )
+    transcript = Transcript(log, number, lambda *at: seen.append(at))
+    ended = Processes().run(["sh", "-c", script], dict(os.environ), transcript)
     return ended, seen
 
 
@@ -108,8 +108,8 @@ def test_stop_kills_what_runs_and_lets_nothing_begin(tmp_path: Path) -> None:
     processes, ended = Processes(), []
 
     def run(script: str) -> None:
-        log = tmp_path / "stage.log"
-        ended.append(processes.run(["sh", "-c", script], dict(os.environ), log, attempt=1, progress=silent))
+        transcript = Transcript(tmp_path / "stage.log", 1, silent)
+        ended.append(processes.run(["sh", "-c", script], dict(os.environ), transcript))
 
     thread = threading.Thread(target=run, args=(f"echo $$ > {tmp_path / 'pid'}; sleep 60; true",))
     thread.start()
@@ -125,9 +125,10 @@ def test_kill_9_of_the_runner_leaves_no_process_of_the_stage(tmp_path: Path) -> 
     program = """
 import os, sys
 from pathlib import Path
+from pipelines.local.attempt import Transcript
 from pipelines.local.process import Processes
 script = f'sh -c "echo \\\\$\\\\$ > {sys.argv[1]}/inner; sleep 60; true"; true'
-Processes().run(["sh", "-c", script], dict(os.environ), Path(sys.argv[1], "log"), attempt=1, progress=print)
+Processes().run(["sh", "-c", script], dict(os.environ), Transcript(Path(sys.argv[1], "log"), 1, print))
 """
     inner = tmp_path / "inner"
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as runner:
@@ -144,17 +145,13 @@ def test_an_attempt_whose_log_cannot_be_written_is_killed(tmp_path: Path) -> Non
     assert time.monotonic() - start < 30
 
 
-def test_it_has_one_thread_unless_the_user_or_the_component_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    environment = stage_environment({"A": "1"}, tmp_path)
+def test_it_has_one_thread_unless_the_user_or_the_component_says_otherwise(tmp_path: Path) -> None:
+    environment = stage_environment({}, {"A": "1"}, tmp_path)
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TMPDIR", "A")
     assert [environment[name] for name in names] == ["1", "PASSIVE", str(tmp_path), "1"]
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert stage_environment({}, tmp_path)["OMP_NUM_THREADS"] == "4"
-    assert stage_environment({"OMP_NUM_THREADS": "2"}, tmp_path)["OMP_NUM_THREADS"] == "2"
+    user = {"OMP_NUM_THREADS": "4"}
+    assert stage_environment(user, {}, tmp_path)["OMP_NUM_THREADS"] == "4"
+    assert stage_environment(user, {"OMP_NUM_THREADS": "2"}, tmp_path)["OMP_NUM_THREADS"] == "2"
 
 
 def test_only_the_script_of_a_component_gets_this_interpreter() -> None:

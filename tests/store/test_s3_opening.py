@@ -212,7 +212,7 @@ except UserError as error:
 
 def test_without_boto3_the_store_can_be_imported_and_s3_names_the_extra() -> None:
     run = subprocess.run([sys.executable, "-c", _WITHOUT_BOTO3], capture_output=True, text=True, check=True)
-    assert run.stdout == "store s3://...: boto3 is not installed; pip install 'taskmem[cluster]'\n"
+    assert run.stdout == "store s3://...: boto3 is not installed; pip install 'taskmem[stage]'\n"
 
 
 KEY, SECRET, TOKEN = "AKIACANARYKEY", "canary-secret-1f", "canary-token-7a"

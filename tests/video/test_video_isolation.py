@@ -21,11 +21,20 @@ from taskmem.video.segment import Progress, segment_videos
 from taskmem.video.wire import MAX_MESSAGE_BYTES, Channel, ClosedError
 from taskmem.video.worker import ALIVE_SECONDS
 
+# those that tests of other rooms left in this process
+EARLIER: set[int] = set()
+
 
 def workers(parent: int) -> list[int]:
     """The decoding workers among the children of a process."""
     children = [p for path in Path(f"/proc/{parent}/task").glob("*/children") for p in path.read_text().split()]
-    return [int(p) for p in children if b"taskmem.video.worker" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    found = [int(p) for p in children if b"taskmem.video.worker" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return [pid for pid in found if pid not in EARLIER]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier() -> None:
+    EARLIER.update(workers(os.getpid()))
 
 
 def gone(pid: int) -> bool:
