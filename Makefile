@@ -7,12 +7,16 @@ SERVING := .venv-serving
 SERVING_READY := $(SERVING)/.ready
 MANIFESTS := .venv-manifests
 MANIFESTS_READY := $(MANIFESTS)/.ready
+CONTAINERS_READY := build/.containers
+# as many as there are cores; BASE and ENGINE of `make images` are what tools/images.py says of them
+TEST_WORKERS ?= 2
+IMAGES ?= data train serve
 SERVED := tests/vllm_plugin tests/gateway tests/agent tests/stages/test_served_deployment.py
 # one thread a process is faster than two on small models, and deterministic
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow manifests-setup test-system manifests format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving bench-hot-loads bench-agent base lock clean
+.PHONY: setup demo lint test test-slow test-explore serving-setup serve test-serving test-serving-slow manifests-setup containers-setup images base-image test-system manifests format bench-learning bench-gate bench-phase-two bench-phase-two-30b bench-poison bench-serving bench-hot-loads bench-agent base lock clean
 
 setup: $(READY)
 
@@ -36,7 +40,7 @@ format: setup
 	$(BIN)/ruff format .
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow and not serving and not system'
@@ -77,8 +81,26 @@ $(MANIFESTS_READY): tools/manifests.txt
 		apt-get download -qq prometheus && dpkg -x prometheus_*.deb deb && cp deb/usr/bin/promtool bin/
 	touch $@
 
-# manifests and alerts with the tools that check them; processes that Debian packages bring
-test-system: setup manifests-setup
+# the images of components/Containerfile with podman or docker, and their digests in build/images.json
+images:
+	$(PYTHON) tools/images.py $(IMAGES) $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) \
+		$(if $(REGISTRY),--registry $(REGISTRY))
+
+# a base for them out of Debian's packages, for a machine that reaches no image registry; as root
+base-image:
+	$(PYTHON) tools/base_image.py $(if $(ENGINE),--engine $(ENGINE))
+
+containers-setup: $(CONTAINERS_READY)
+
+$(CONTAINERS_READY):
+	for tool in podman runc debootstrap; do command -v $$tool >/dev/null || missing=1; done; test -z "$$missing" || \
+		(apt-get update -qq && apt-get install -qq --yes --no-install-recommends \
+		podman buildah runc netavark uidmap debootstrap >/dev/null)
+	mkdir -p $(@D)
+	touch $@
+
+# manifests and alerts with the tools that check them; both pipelines in images built here
+test-system: setup manifests-setup containers-setup
 	$(BIN)/python -m pytest -m 'system and not serving'
 
 # what kubectl would apply, in build/manifests

@@ -43,7 +43,12 @@ def fsync_directory(path: Path) -> None:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target`; an older `target` is moved aside first and then removed."""
+    """Move the finished folder `source` to `target`; an older `target` is moved aside first and then removed.
+
+    Its safetensors, which their library writes for the owner alone, become as readable as the folder.
+    """
+    for path in source.rglob("*.safetensors"):
+        path.chmod(source.stat().st_mode & 0o666)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
     if target.exists():
         target.replace(aside)

@@ -170,6 +170,5 @@ def _write(policy: Path, files: list[Path], out: Path, transpose: bool) -> int:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = file.metadata()
         save_file({name: to_hub(name, tensor) for name, tensor in tensors.items()}, target, metadata)
-        shutil.copymode(path, target)  # save_file's is its owner's alone
         transposed += sum(name.endswith((GATE_UP, DOWN)) for name in tensors)
     return transposed
