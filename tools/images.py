@@ -1,6 +1,7 @@
 """Builds the images of components/Containerfile and writes down their digests. `make images` runs it.
 
 Usage: python3 tools/images.py [TARGET ...] [--engine podman|docker] [--base IMAGE] [--registry ghcr.io/taskmem] [--out FILE]
+                                [--set SERVE_EXTRA=serve]
 
 pip in the build sees what pip sees here: its settings go in as a build secret and so stay in no layer, and folders they name
 (packages on this disk, certificates) are mounted, which podman can and docker cannot. Then FILE holds one reference for each
@@ -65,7 +66,7 @@ def commit() -> tuple[str, str]:
     return git("describe", "--always", "--abbrev=40", "--dirty", "--match="), git("log", "-1", "--format=%cI")
 
 
-def build(engine: str, target: str, image: str, base: str | None) -> None:
+def build(engine: str, target: str, image: str, base: str | None, more: Sequence[str]) -> None:
     """Build one target as `image`; base images are never fetched behind one's back when one is given."""
     settings = pip_settings()
     paths = sorted(set(local_paths(settings)))
@@ -83,8 +84,8 @@ def build(engine: str, target: str, image: str, base: str | None) -> None:
         command = [engine, "build", "--network=host", "--target", target, "--tag", image]
         command += ["--file", str(ROOT / "components" / "Containerfile"), "--secret", f"id=pip,src={secret}"]
         command += [f"--build-arg={key}={value}" for key, value in named.items()]
+        command += [f"--build-arg={setting}" for setting in more]
         if engine == "podman":
-            # docker's format, for podman's own has no room for what is said of a base
             command += ["--layers", *(f"--volume={path}:{path}:ro" for path in paths)]
             command += ["--pull=never"] if base else []
         subprocess.run([*command, str(ROOT)], check=True)
@@ -99,13 +100,15 @@ def reference(engine: str, image: str) -> str:
     return next((digest for digest in digests if digest.startswith(f"{name}@")), image)
 
 
-def images(engine: str, targets: Sequence[str], registry: str, base: str | None, out: Path) -> None:
+def images(
+    engine: str, targets: Sequence[str], registry: str, base: str | None, more: Sequence[str], out: Path
+) -> None:
     """Build the targets, and write and print their references."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     made = {}
     for target in targets:
         image = f"{registry}/{target}:{version}"
-        build(engine, target, image, base)
+        build(engine, target, image, base, more)
         made[target] = reference(engine, image)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
@@ -121,12 +124,13 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, help="by default the one that is installed, podman first")
     parser.add_argument("--base", help="the base image, already here; by default the Containerfile's, fetched")
     parser.add_argument("--registry", default="ghcr.io/taskmem", help="registry and path of the images' names")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an ARG of the Containerfile")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "images.json", help="where references go")
     given = parser.parse_args()
     engine = given.engine or next((name for name in ENGINES if shutil.which(name)), None)
     if engine is None:
         raise SystemExit("neither podman nor docker is installed")
-    images(engine, given.targets or TARGETS, given.registry, given.base, given.out)
+    images(engine, given.targets or TARGETS, given.registry, given.base, given.set, given.out)
 
 
 if __name__ == "__main__":
