@@ -12,7 +12,7 @@ from container_parts import ROOT, engine, wait_until
 from components.images import Images, load_images
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The engine, answering at DOCKER_HOST for the length of the tests."""
     socket = tmp_path_factory.mktemp("podman") / "podman.sock"
@@ -43,6 +43,6 @@ def images(references: Path) -> Images:
 
 
 @pytest.fixture
-def no_container_is_left() -> Iterator[None]:
+def no_container_is_left(podman: None) -> Iterator[None]:
     yield
     assert engine("ps", "--all", "--quiet") == ""
