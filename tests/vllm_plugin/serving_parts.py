@@ -110,7 +110,7 @@ class Server:
         ours = {"--port": port, "--layer": LAYER, "--max-norm": BOUND, "--slots": slots, "--kept": kept}
         vllm = {"--dtype": "float32", "--max-model-len": 1024, "--max-num-seqs": 32, "--max-num-batched-tokens": 2048}
         words = [str(word) for pair in (*ours.items(), ("--", "--enforce-eager"), *vllm.items()) for word in pair]
-        with log.open("w") as out:
+        with log.open("a") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.cli", "serve", "policy", str(policy), *words, *more],
                 env={**os.environ, **QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
