@@ -2,7 +2,7 @@
 
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -56,7 +56,7 @@ def load_images(path: Path | None) -> Images:
         return Images(data=f"{REGISTRY}/data:{version}", train=f"{REGISTRY}/train:{version}")
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; give a JSON file with one reference for each of {', '.join(Images.model_fields)}"
+            f"{path}: no such file; give a JSON file with one reference for each of {', '.join(get_args(Kind))}"
         )
     document = read_json(path)
     try:
@@ -73,6 +73,4 @@ def _mistake(path: Path, error: ValidationError) -> UserError:
             f"{path}: {field}: {first['input']!r} is not a full image reference; "
             "write registry/name:tag or registry/name@sha256:<64 hex digits>"
         )
-    return UserError(
-        f"{path}: {field}: {first['msg']}; give one reference for each of {', '.join(Images.model_fields)}"
-    )
+    return UserError(f"{path}: {field}: {first['msg']}; give one reference for each of {', '.join(get_args(Kind))}")
