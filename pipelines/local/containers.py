@@ -37,7 +37,8 @@ class Containers:
 
     Each sees `out` and the folders `writes` at the same path as here, and `reads` too but cannot write there. They share this
     machine's network, and get of its variables those of AWS and the named `secrets`. A container's user is the caller, or the
-    images' own where the caller is root: then what it may write to is made its own. What a killed run left running is ended when the next one begins in the same `out`.
+    images' own where the caller is root: then what it may write to is made its own.
+    What a killed run left running is ended when the next one begins in the same `out`.
     """
 
     def __init__(self, reads: Iterable[Path] = (), writes: Iterable[Path] = (), secrets: Iterable[str] = ()) -> None:
