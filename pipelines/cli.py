@@ -22,6 +22,7 @@ from taskmem.commands.token import token_app
 from taskmem.config import load_profile
 from taskmem.errors import UserError
 from taskmem.files import atomic_write, canonical_json, sha256_bytes, sha256_tree
+from taskmem.saying import say
 
 RESULTS, REPORT = "results.json", "report.html"
 SHOWN = (RESULTS, REPORT)
@@ -82,14 +83,14 @@ def demo(
     where = {"store": str(kept / "registry"), **_without_secrets(places)}
     arguments = {"base": str(given), "profile": travels, "seed": seed, **where}
     pipeline = end_to_end(Placement(settings, used, content_keyed=True))
-    attempts = _containers(given, places, settings) if images else None
+    attempts = _containers(given, out, places, settings) if images else None
     for name in SHOWN:
         (out / name).unlink(missing_ok=True)
     finished = run_pipeline(pipeline, arguments, out, StageDisplay(console), resume=resume, attempts=attempts)
     for outcome in _show(finished, out):
         if outcome.status == "promoted":
             question = f"taskmem audit adapter {outcome.version} --store {where['store']} --lineage {where['lineage']}"
-            console.print(question, highlight=False, markup=False, soft_wrap=True)
+            say(question)
 
 
 @app.command("compile")
@@ -106,7 +107,7 @@ def compile_pipelines(
 
     used = load_images(images)
     for path in compile_all(load_profile(profile), used, out):
-        console.print(f"{path}", highlight=False, markup=False, soft_wrap=True)
+        say(path)
     if not used.pinned:
         console.print(
             "images are named by tag, and what a tag names may change: give --images with digests",
@@ -127,14 +128,15 @@ def _without_secrets(places: dict[str, str]) -> dict[str, str]:
     return places
 
 
-def _containers(base: Path, places: dict[str, str], profile: "Profile") -> "Containers":
+def _containers(base: Path, out: Path, places: dict[str, str], profile: "Profile") -> "Containers":
     """What runs stages in their images: folders given to the demo are seen there too, and the profile's secrets."""
     from pipelines.local.containers import Containers
 
-    folders = [Path(place) for place in places.values() if Path(place).is_absolute()]
+    folders = [Path(place.removeprefix("file://")) for place in places.values()]
+    outside = [folder for folder in folders if folder.is_absolute() and not folder.is_relative_to(out.resolve())]
     stages = profile.cluster.stages.values() if profile.cluster else ()
     secrets = [secret.variable for stage in stages for secret in stage.secrets]
-    return Containers(reads=[base], writes=[folder for folder in folders if folder.is_dir()], secrets=secrets)
+    return Containers(reads=[base], writes=outside, secrets=secrets)
 
 
 def _here() -> "Images":
@@ -164,7 +166,7 @@ def _show(finished: "Finished", out: Path) -> "list[Outcome]":
     outcomes = read_records(made["record"] / OUTCOMES, Outcome)
     console.print(outcomes_table(outcomes))
     for name in SHOWN:
-        console.print(f"{out / name}", highlight=False, markup=False, soft_wrap=True)
+        say(out / name)
     return outcomes
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from taskmem.cli import console
 from taskmem.errors import UserError
+from taskmem.saying import say
 
 PIPED = 160  # columns of a table that goes to no terminal
 _COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
@@ -85,7 +86,7 @@ def submit(
         service_account=service_account,
     )
     started = kubeflow.submit(run)
-    _say(f"{called}: {started.run_id}")
+    say(f"{called}: {started.run_id}")
 
 
 def schedule(
@@ -140,7 +141,7 @@ def schedule(
         options += ["--service-account", service_account] if service_account else []
         job = Job(namespace, load_images(images).data, job_account, host)
         for path in write_manifests(package, job, name, options, given, gitops):
-            _say(str(path))
+            say(path)
         return
     kubeflow = _kubeflow(host, token_file, ca, namespace, seconds)
     pinned = pin(kubeflow, package) if package else registered(kubeflow, pipeline)
@@ -203,9 +204,9 @@ def logs(
     if not pods:
         raise UserError(f"run {run}: task {task} has had no pod yet; its state is {chosen[0].state}")
     for pod in pods:
-        _say(f"--- {pod}")
+        say(f"--- {pod}")
         for line in kubeflow.log(run, pod):
-            _say(line)
+            say(line)
 
 
 COMMANDS = (submit, schedule, runs, logs)
@@ -230,17 +231,13 @@ def _file(pipeline: str) -> Path | None:
     return None if "@" in pipeline and not path.exists() else path
 
 
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def _say_ensured(wanted: "Wanted", done: "Ensured") -> None:
     why = f" ({', '.join(done.drift)})" if done.drift else ""
-    _say(f"{wanted.name}: {done.change}{why}, '{wanted.cron}', {done.schedule}")
+    say(f"{wanted.name}: {done.change}{why}, '{wanted.cron}', {done.schedule}")
     if done.removed > (done.change == "replaced"):
-        _say(f"{wanted.name}: {done.removed} others of the name removed")
+        say(f"{wanted.name}: {done.removed} others of the name removed")
     if done.paused:
-        _say(f"{wanted.name}: is paused, and stays so; --resume starts it again")
+        say(f"{wanted.name}: is paused, and stays so; --resume starts it again")
 
 
 def _text(value: Any) -> Text:

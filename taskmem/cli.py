@@ -22,6 +22,7 @@ from typer.exceptions import Abort, TyperException
 from taskmem.config import load_profile, profile_names
 from taskmem.errors import UserError
 from taskmem.records import one_line
+from taskmem.saying import say
 from taskmem.store.locks import acquire, release
 
 app = typer.Typer(
@@ -77,10 +78,10 @@ def loop(
     fresh(out, resume, ".stages")
     results = run_loop.run()
     for refusal in run_loop.refusals():
-        console.print(f"  refused {refusal.file}: {refusal.reason}", highlight=False, markup=False, soft_wrap=True)
+        say(f"  refused {refusal.file}: {refusal.reason}")
     console.print(results_table(results))
     console.print(differences_table(results))
-    console.print(f"{out / 'results.json'}", highlight=False, markup=False, soft_wrap=True)
+    say(out / "results.json")
 
 
 @app.command()
@@ -95,9 +96,7 @@ def segment(
     with stage_progress("segment") as progress:
         summary = segmentation(videos, load_profile(profile), out, progress)
     counts = f"{summary.videos} videos, {summary.streams} streams, {summary.segments} segments"
-    console.print(
-        f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}", highlight=False, markup=False, soft_wrap=True
-    )
+    say(f"{counts}; {summary.refused} lines in {out / 'refused.jsonl'}")
 
 
 @app.command()
@@ -113,7 +112,7 @@ def rollouts(
 
     with stage_progress("rollouts") as progress:
         rollout_cache(segments, policy, load_profile(profile), seed, out, progress)
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 @app.command()
@@ -153,7 +152,7 @@ def mine(
     with opened_remote(settings, segments, out) as remote:
         judge = helpfulness_judge(settings, remote)
         preference_mining(rollouts, judgements, segments, questions, environment, judge, settings, seed, out)
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 @app.command("phase-two")
@@ -188,7 +187,7 @@ def phase_two(
             adapt.phase_two(
                 preferences, *paths, FrozenPolicy(policy), name, settings, seed, out, progress, cache, _note
             )
-        console.print(f"{out / name}", highlight=False, markup=False, soft_wrap=True)
+        say(out / name)
         return
     from taskmem.loop.results import outcomes_table
 
@@ -196,13 +195,13 @@ def phase_two(
     with stage_progress("phase-two") as progress:
         done = adapt.phase_two_of_each(preferences, *paths, policy, names, settings, seed, out, progress, cache, _note)
     console.print(outcomes_table(done, "adapters"))
-    console.print(f"{out / 'outcomes.jsonl'}", highlight=False, markup=False, soft_wrap=True)
+    say(out / "outcomes.jsonl")
     if not any(outcome.status == "ready" for outcome in done):
         raise UserError(f"{out}: no environment is ready; mend what the table says and run again")
 
 
 def _note(line: str) -> None:
-    console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    say(f"  {line}")
 
 
 @app.command()
@@ -281,7 +280,7 @@ def report(
     from taskmem.loop.report import loop_report
 
     loop_report(run, load_profile(profile), out)
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 @world_app.command("render")
@@ -295,7 +294,7 @@ def world_render(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -> 
     for split in SPLITS:
         with stage_progress(f"render {split}") as progress:
             render_split(out / split, split, settings.world, seed, progress)
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 @world_app.command("pretrain")
@@ -308,7 +307,7 @@ def world_pretrain(out: Out, profile: ProfileName = MINIATURE, seed: Seed = 0) -
         precision = pretraining.run()
         pretraining.save(out, precision)
     console.print("  ".join(f"{kind} {value:.3f}" for kind, value in precision.items()), highlight=False)
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 def fresh(out: Path, resume: bool, sign: str) -> None:

@@ -12,12 +12,14 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+REGISTRY = "ghcr.io/taskmem"
 TARGETS = ("data", "train", "serve")
 ENGINES = ("podman", "docker")
 # what a build needs to know of pip, of all that pip can be told
@@ -36,7 +38,9 @@ SETTINGS = (
 
 def pip_settings() -> dict[str, str]:
     """pip's settings on this machine, those of its variables over those of its files."""
-    said = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise SystemExit(f"pip's settings cannot be read: {said.stderr.strip()}")
     settings: dict[str, str] = {}
     for line in sorted(said.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
@@ -54,6 +58,12 @@ def local_paths(settings: dict[str, str]) -> Iterator[Path]:
             if path.is_absolute() and path.exists():
                 # an index's pages link to files that lie beside them
                 yield path.parent if name.endswith("index-url") else path
+
+
+def version() -> str:
+    """The project's version."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(document["project"]["version"])
 
 
 def commit() -> tuple[str, str]:
@@ -74,9 +84,8 @@ def build(engine: str, target: str, image: str, base: str | None, more: Sequence
         raise SystemExit(
             f"pip here uses {paths[0]}, which a docker build cannot see: use podman, or an index with a URL"
         )
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     revision, date = commit()
-    named = {"VERSION": version, "COMMIT": revision, "CREATED": date, **({"BASE": base} if base else {})}
+    named = {"VERSION": version(), "COMMIT": revision, "CREATED": date, **({"BASE": base} if base else {})}
     with tempfile.TemporaryDirectory() as folder:
         secret = Path(folder) / "pip.conf"
         lines = (f"{key} = {value}\n" for key, value in settings.items())
@@ -88,7 +97,8 @@ def build(engine: str, target: str, image: str, base: str | None, more: Sequence
         if engine == "podman":
             command += ["--layers", *(f"--volume={path}:{path}:ro" for path in paths)]
             command += ["--pull=never"] if base else []
-        subprocess.run([*command, str(ROOT)], check=True)
+        if status := subprocess.run([*command, str(ROOT)], check=False).returncode:
+            raise SystemExit(f"{target}: {engine} build ended with {status}; what it said is above")
 
 
 def reference(engine: str, image: str) -> str:
@@ -104,10 +114,9 @@ def images(
     engine: str, targets: Sequence[str], registry: str, base: str | None, more: Sequence[str], out: Path
 ) -> None:
     """Build the targets, and write and print their references."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     made = {}
     for target in targets:
-        image = f"{registry}/{target}:{version}"
+        image = f"{registry}/{target}:{version()}"
         build(engine, target, image, base, more)
         made[target] = reference(engine, image)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +132,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", choices=TARGETS, default=[], metavar="TARGET", help="by default all")
     parser.add_argument("--engine", choices=ENGINES, help="by default the one that is installed, podman first")
     parser.add_argument("--base", help="the base image, already here; by default the Containerfile's, fetched")
-    parser.add_argument("--registry", default="ghcr.io/taskmem", help="registry and path of the images' names")
+    parser.add_argument("--registry", default=REGISTRY, help="registry and path of the images' names")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an ARG of the Containerfile")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "images.json", help="where references go")
     given = parser.parse_args()

@@ -7,6 +7,7 @@ a container stays until its exit status is read. It runs as in a cluster: no roo
 import codecs
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,21 +29,28 @@ from taskmem.errors import UserError
 from taskmem.records import one_line
 
 LABEL = "io.taskmem.run"
-PASSED_ON = "AWS_"
-_HIDE = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "read_only": True, "tmpfs": {"/tmp": "mode=1777"}}
+PASSED_ON = ("AWS_", "OMP_")
+_AS_IN_A_CLUSTER = {
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "read_only": True,
+    "tmpfs": {"/tmp": "mode=1777"},
+}
 
 
 class Containers:
     """Every attempt in a container of its stage's image.
 
     Each sees `out` and the folders `writes` at the same path as here, and `reads` too but cannot write there. They share this
-    machine's network, and get of its variables those of AWS and the named `secrets`. A container's user is the caller, or the
-    images' own where the caller is root: then what it may write to is made its own.
-    What a killed run left running is ended when the next one begins in the same `out`.
+    machine's network, and get of its variables those of AWS and OpenMP and the named `secrets`. A container's user is the
+    caller, or the images' own where the caller is root: then what `out` holds is made its own. What a killed run left running is
+    ended when the next one begins in the same `out`. UserError where no engine answers, or a folder is not to be written to.
     """
 
     def __init__(self, reads: Iterable[Path] = (), writes: Iterable[Path] = (), secrets: Iterable[str] = ()) -> None:
         self._reads, self._writes = [*reads], [*writes]
+        for folder in self._writes:
+            _writable(folder)
         self._given = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON) or k in {*secrets}}
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -58,7 +66,7 @@ class Containers:
         for image in sorted({*images}):
             self._fetch(image)
         if os.geteuid() == 0:
-            _give_away([out / "runs", out / "store", out / "work", *self._writes])
+            _give_away([out / "runs", out / "store", out / "work"])
         handler = partial(_Handler, self, self._mounts(out), temporary, {LABEL: str(out)}, here)
         with replaced(docker_task_handler, DockerTaskHandler=handler):
             yield local.DockerRunner()
@@ -68,10 +76,13 @@ class Containers:
         with self._lock:
             if self.stopped.is_set():
                 return Ended(-signal.SIGKILL, ())
-            made = self._client.containers.create(detach=True, network_mode="host", user=_user(), **_HIDE, **container)
+            made = self._client.containers.create(
+                detach=True, network_mode="host", user=_user(), **_AS_IN_A_CLUSTER, **container
+            )
             self._running.add(made)
-        try:
+            # within the lock: `stop` ends what runs, and cannot end what is about to
             made.start()
+        try:
             transcript.write(lines(made.logs(stream=True, follow=True)))
             code = int(made.wait()["StatusCode"])
         finally:
@@ -163,6 +174,17 @@ def _client() -> docker.DockerClient:
 def _user() -> str:
     # a root of this machine would be root inside too
     return f"{os.getuid()}:{os.getgid()}" if os.geteuid() else f"{USER}:{USER}"
+
+
+def _writable(folder: Path) -> None:
+    """UserError if containers cannot write to a folder: it is missing, or root's where they run as the images' user."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; what stages in containers write to must be there before: create it")
+    found = folder.stat()
+    if os.geteuid() == 0 and not (
+        found.st_mode & stat.S_IWOTH or (found.st_uid == USER and found.st_mode & stat.S_IWUSR)
+    ):
+        raise UserError(f"{folder}: not writable by the images' user; chown -R {USER}:{USER} it, or do not run as root")
 
 
 def _give_away(folders: Sequence[Path]) -> None:

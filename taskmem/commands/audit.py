@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskmem.errors import UserError
+from taskmem.saying import say
 
 if TYPE_CHECKING:
     from taskmem.audit.diff import Diff
@@ -90,11 +91,11 @@ def verify(name: Adapter, store: StoreUrl, lineage: Lineage, json: Json = None) 
     from taskmem.store import open_store
 
     with _work() as work:
-        done = rebuild(open_store(store, read_only=True), lineage, name, work, _train, _say)
+        done = rebuild(open_store(store, read_only=True), lineage, name, work, _train, say)
     _rebuilt(done)
     if json is not None:
         write_json(json, done.document())
-        _say(f"{json}")
+        say(json)
     _end([*broken_lines(done.chain.links), *([] if done.identical else [done.verdict])])
 
 
@@ -116,7 +117,7 @@ def diff_versions(
     _show(_diff(found))
     if json is not None:
         write_json(json, found.document())
-        _say(f"{json}")
+        say(json)
     _end([f"{name}: {link.line}" for name, link in found.broken])
 
 
@@ -138,7 +139,7 @@ def _train(
     pairs = out.with_name("pairs")
     shutil.copytree(preferences, pairs / name)
     paths = (pairs, rollouts, segments, policy)
-    (done,) = phase_two_of_each(*paths, [name], profile, seed, out, silent, None, _say)
+    (done,) = phase_two_of_each(*paths, [name], profile, seed, out, silent, None, say)
     if done.status != "ready":
         raise UserError(f"{name}: cannot be trained here: {done.reason}")
 
@@ -159,13 +160,13 @@ def _chain(chain: "Chain", json: Path | None, html: Path | None) -> None:
     if chain.texts:
         _show(texts_table(chain.texts))
     for note in chain.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if json is not None:
         write_json(json, chain.document())
     if html is not None:
         write_page(chain, html)
     for path in filter(None, (json, html)):
-        _say(f"{path}")
+        say(path)
     _end(broken_lines(chain.links))
 
 
@@ -180,10 +181,10 @@ def _rebuilt(done: "Rebuilt") -> None:
         _show(table)
     for side, said in done.sides.items():
         for name, value in said.items():
-            _say(f"{side}: {name}: {value}")
+            say(f"{side}: {name}: {value}")
     for note in done.chain.notes:
-        _say(f"note: {note}")
-    _say(done.verdict)
+        say(f"note: {note}")
+    say(done.verdict)
 
 
 def _diff(found: "Diff") -> Table:
@@ -226,10 +227,6 @@ def _table(*columns: str) -> Table:
 
 def _show(table: Table) -> None:
     Console().print(table)
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _end(broken: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from taskmem.cli import MINIATURE, Out, ProfileName, console
+from taskmem.cli import MINIATURE, Out, ProfileName
 from taskmem.config import load_profile
+from taskmem.saying import say
 
 
 def collect(
@@ -29,9 +30,4 @@ def collect(
     before = read_watermark(since) if since else None
     found = feedback_collection(log, before, load_profile(profile), out, environment)
     counts = "  ".join(f"{name} {len(asked)}" for name, asked in found.questions.items()) or "no questions"
-    console.print(
-        f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{counts}; {len(found.refused)} lines in {out / 'refused.jsonl'}")

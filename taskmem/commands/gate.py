@@ -9,6 +9,7 @@ import typer
 
 from taskmem.cli import MINIATURE, Out, PolicyFolder, ProfileName, Seed, World, console
 from taskmem.config import load_profile
+from taskmem.saying import say
 
 
 def gate(
@@ -44,4 +45,4 @@ def gate(
         with display.stage("gate") as progress:
             verdict = stage(*arms, environment, ends, settings, seed, out, progress)
     for line in verdict.reasons or ("passed",):
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        say(f"  {line}")

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taskmem.cli import MINIATURE, Resume, Seed, World, console, fresh, stage_progress
+from taskmem.cli import MINIATURE, Resume, Seed, World, fresh, stage_progress
 from taskmem.config import load_profile, profile_names
 from taskmem.errors import UserError
+from taskmem.saying import say
 
 if TYPE_CHECKING:
     from taskmem.phase_one.plan import Plan
@@ -90,7 +91,7 @@ def phase_one(
             return
         with stage_progress("phase-one") as progress:
             stage(*paths, ends, settings, seed, out, progress, ranks)
-    console.print(f"{out / 'policy'}", highlight=False, markup=False, soft_wrap=True)
+    say(out / "policy")
 
 
 def _plan(

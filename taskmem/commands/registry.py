@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskmem.errors import UserError
+from taskmem.saying import say
 
 if TYPE_CHECKING:
     from taskmem.registry import CurrentPolicy, Manifest, Pointer, Promotion, Standing
@@ -138,10 +139,10 @@ def verify(
     if environment is None:
         damages += verify_policies(registry)
     for damage in damages:
-        _say(f"{damage.key}: {damage.what}")
+        say(f"{damage.key}: {damage.what}")
     if damages:
         raise UserError(f"{store}: {len(damages)} damaged or missing objects; see the list")
-    _say(f"{len(names)} environments: nothing damaged, nothing missing")
+    say(f"{len(names)} environments: nothing damaged, nothing missing")
 
 
 @registry_app.command()
@@ -176,7 +177,7 @@ def migrate(
     _show(_policy_line(current_policy(registry)), _migration(registry, known))
     if out is not None:
         _write_shards([one.environment for one in known if one.waiting], shards, out)
-        _say(f"{out}")
+        say(out)
 
 
 def _migration(registry: "Store", known: "Sequence[Standing]") -> Table:
@@ -264,12 +265,12 @@ def _moved(registry: "Store", environment: str, before: "Pointer | None", after:
     was, now = (before.version if before else None) or NONE, after.version or NONE
     current: CurrentPolicy | None = current_policy(registry)
     if before == after:
-        _say(f"{environment}: {now} already, nothing changed")
+        say(f"{environment}: {now} already, nothing changed")
     else:
         number = len(promotion_log(registry, environment))
-        _say(f"{environment}: {was} -> {now} (entry {number} of the log)")
+        say(f"{environment}: {was} -> {now} (entry {number} of the log)")
     if current is not None and after.version and not eligible(after.policy, current):
-        _say(f"it is not served: policy {_short(current.policy)} is, and it is of {_short(after.policy)}")
+        say(f"it is not served: policy {_short(current.policy)} is, and it is of {_short(after.policy)}")
 
 
 def _open(url: str, read_only: bool = False) -> "Store":
@@ -312,7 +313,3 @@ def _show(title: str, table: Table) -> None:
     console = Console()
     console.print(Text(title, overflow="fold"))
     console.print(table)
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)

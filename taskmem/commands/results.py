@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from taskmem.cli import Out, console
+from taskmem.cli import Out
 from taskmem.errors import UserError
 from taskmem.records import read_json, write_json
+from taskmem.saying import say
 
 MEASURES = ("accuracy", "coverage", "precision")
 GATE = "gate"
@@ -35,7 +36,7 @@ def results(
         write_json(out / f"{arm.name}.json", _metrics(summary, environment, arm))
         write_json(out / "types" / f"{arm.name}.json", _types(summary))
     write_json(out / f"{GATE}.json", _gate(read_json(verdict / VERDICT)))
-    console.print(f"{out}", highlight=False, markup=False, soft_wrap=True)
+    say(out)
 
 
 def _metrics(summary: dict[str, Any], environment: str, arm: Path) -> dict[str, Any]:

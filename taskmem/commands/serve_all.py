@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskmem.cli import MINIATURE, ProfileName, Seed, console, shipped_base
+from taskmem.cli import MINIATURE, ProfileName, Seed, shipped_base
 from taskmem.config import load_profile
+from taskmem.saying import say
 
 if TYPE_CHECKING:
     from taskmem.stages.common import Footage
@@ -51,7 +52,7 @@ def everything(
     out = out.absolute()
 
     def note(line: str) -> None:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        say(f"  {line}")
 
     def ready(services: "Services", token: str, film: "Footage") -> None:
         _show(services, out / "token", environment, segments, film)
@@ -85,4 +86,4 @@ def _show(services: "Services", token: Path, environment: str, segments: Path, f
         f"curl {bearer} {services.gateway_url}/v1/models",
     )
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from taskmem.saying import say
+
 token_app = typer.Typer(no_args_is_help=True, help="Bearer tokens: each is for one environment, and kept as a digest.")
 
 StoreUrl = Annotated[str, typer.Option("--store", help="Folder or URL of the object store.")]
@@ -28,7 +30,7 @@ def create(
     from taskmem.gateway.tokens import create_token
     from taskmem.store import open_store
 
-    _say(create_token(open_store(store), environment, by, datetime.now(UTC), label))
+    say(create_token(open_store(store), environment, by, datetime.now(UTC), label))
 
 
 @token_app.command("list")
@@ -61,8 +63,4 @@ def revoke(
     from taskmem.store import open_store
 
     whole, token = revoke_token(open_store(store), digest, datetime.now(UTC))
-    _say(f"{whole[:DIGITS]} of {token.environment}: revoked")
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    say(f"{whole[:DIGITS]} of {token.environment}: revoked")

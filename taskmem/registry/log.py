@@ -4,6 +4,7 @@ An entry is stored under the SHA-256 of its bytes before the pointer moves; the 
 walking back from there: the entry of somebody who lost the race, or was killed before the pointer moved, is no part of it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
@@ -30,7 +31,7 @@ Author = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pri
 Reason = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
 
 
-class Entry(Record):
+class Entry(Record, ABC):
     """One move: the `number`-th, counted from 1; `before` is the SHA-256 of the entry before it, None for the first."""
 
     number: Annotated[int, Field(ge=1)]
@@ -40,14 +41,14 @@ class Entry(Record):
     reason: Reason | None = None
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """Whose pointer moved."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def moved(self) -> tuple[str | None, str | None]:
         """From what to what."""
-        raise NotImplementedError
 
 
 class Promotion(Entry):
@@ -85,15 +86,15 @@ class Promotion(Entry):
         return self.replaced_version, self.version
 
 
-class Head(Record):
+class Head(Record, ABC):
     """What a pointer's object holds: `entry` is the SHA-256 of the log's last entry."""
 
     entry: Sha256
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """Whose pointer this is."""
-        raise NotImplementedError
 
 
 E = TypeVar("E", bound=Entry)

@@ -1,4 +1,4 @@
-"""Small pipelines whose tasks run in an image, and how to ask the engine."""
+"""Runs of small pipelines whose tasks run in an image, and how to ask the engine."""
 
 import io
 import subprocess
@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kfp import dsl
-from kfp.dsl import Dataset, Output
+from local_parts import one_script
 from rich.console import Console
 
 from pipelines.local import Finished, run_pipeline
@@ -30,22 +29,6 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@dsl.component(base_image="unplaced.invalid/none", install_kfp_package=False)
-def script(text: str, made: Output[Dataset]):
-    """Runs Python in the image; it knows the output's path as `made`."""
-    exec(text, {"made": made.path})
-
-
-@dsl.pipeline(name="in-a-container")
-def one_task(text: str) -> Dataset:
-    return script(text=text).set_display_name("Script").output
-
-
-@dsl.pipeline(name="in-a-container")
-def retried_task(text: str) -> Dataset:
-    return script(text=text).set_display_name("Script").set_retry(1, "1s").output
-
-
 def placed(pipeline: Any, image: str) -> Any:
     """`pipeline` with all its tasks in `image`."""
     for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
@@ -53,6 +36,7 @@ def placed(pipeline: Any, image: str) -> Any:
     return pipeline
 
 
-def run(image: str, text: str, out: Path, pipeline: Any = one_task) -> Finished:
+def run(image: str, script: str, out: Path, pipeline: Any = one_script) -> Finished:
+    """A shell script in an image; it knows its output's path as $made."""
     display = StageDisplay(Console(file=io.StringIO(), width=80))
-    return run_pipeline(placed(pipeline, image), {"text": text}, out, display, attempts=Containers())
+    return run_pipeline(placed(pipeline, image), {"script": script}, out, display, attempts=Containers())

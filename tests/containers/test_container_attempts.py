@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_parts import engine, retried_task, run, wait_until
+from container_parts import ROOT, engine, run, wait_until
+from local_parts import retried_script
 
 from components.images import Images
 from pipelines.local import StageFailedError
@@ -19,7 +20,7 @@ from taskmem.errors import UserError
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_container_is_left")]
 
-LOOK = """
+LOOK = """python3 - <<'END'
 import json, os, pathlib
 def may(path):
     try: pathlib.Path(path).write_text("x")
@@ -29,7 +30,8 @@ caps = next(line for line in status.splitlines() if line.startswith("CapEff")).s
 seen = {"user": os.getuid(), "capabilities": int(caps, 16), "new privileges": "NoNewPrivs:\\t0" in status,
         "written": {path: may(path) for path in ("/opt/taskmem/x", "/etc/x", "/x", "/tmp/x")},
         "key": os.environ.get("AWS_ACCESS_KEY_ID"), "other": os.environ.get("UNTOLD"), "home": os.environ["HOME"]}
-pathlib.Path(made).write_text(json.dumps(seen))
+pathlib.Path(os.environ["made"]).write_text(json.dumps(seen))
+END
 """
 
 
@@ -55,38 +57,46 @@ def test_it_runs_as_in_a_cluster(images: Images, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("script", "reason"),
     [
-        ("raise SystemExit(3)", "exit status 3"),
-        (
-            "import os, signal; os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)",
-            "killed by SIGKILL",
-        ),
-        ("raise KeyError('what is wrong')", "exit status 1"),
+        ("exit 3", "exit status 3"),
+        ("kill -KILL $PPID", "killed by SIGKILL"),
+        ("python3 -c 'raise KeyError(1234)'", "exit status 1"),
     ],
 )
-def test_one_that_fails_is_a_failure_with_its_log(images: Images, tmp_path: Path, text: str, reason: str) -> None:
+def test_one_that_fails_is_a_failure_with_its_log(images: Images, tmp_path: Path, script: str, reason: str) -> None:
     with pytest.raises(StageFailedError, match=f"Script: {reason}") as failed:
-        run(images.data, f"print('before it')\n{text}", tmp_path / "out")
+        run(images.data, f"echo before it\n{script}", tmp_path / "out")
     said = failed.value.log.read_text()
     assert "before it\n" in said
-    assert ("KeyError: 'what is wrong'" in said) == ("KeyError" in text)
+    assert ("KeyError: 1234" in said) == ("KeyError" in script)
 
 
 def test_one_that_ends_at_once_is_told_as_it_ended(images: Images, tmp_path: Path) -> None:
     for number in range(5):
         with pytest.raises(StageFailedError, match="exit status 7"):
-            run(images.data, "import os; os._exit(7)", tmp_path / str(number))
+            run(images.data, "exit 7", tmp_path / str(number))
 
 
 def test_a_mistake_of_the_users_is_not_tried_again_and_anything_else_is(images: Images, tmp_path: Path) -> None:
-    mistake = "import sys; print('taskmem: clips/3.mp4: no video', file=sys.stderr); raise SystemExit(2)"
+    mistake = "echo 'taskmem: clips/3.mp4: no video' >&2; exit 2"
     with pytest.raises(StageFailedError, match=r"Script: clips/3\.mp4: no video"):
-        run(images.data, mistake, tmp_path / "mistake", retried_task)
-    once = f"import pathlib\nat = pathlib.Path({str(tmp_path / 'again' / 'store' / 'mark')!r})\n"
-    once += "if not at.exists():\n    at.touch()\n    raise SystemExit(1)\npathlib.Path(made).touch()"
-    assert run(images.data, once, tmp_path / "again", retried_task).stages["Script"].unchanged is False
+        run(images.data, mistake, tmp_path / "mistake", retried_script)
+    mark = tmp_path / "again" / "store" / "mark"
+    once = f"if [ -e {mark} ]; then touch $made; else touch {mark}; exit 1; fi"
+    assert run(images.data, once, tmp_path / "again", retried_script).stages["Script"].unchanged is False
     assert "--- attempt 2 ---" in (tmp_path / "again" / "logs" / "Script.log").read_text()
+
+
+def test_a_folder_that_stages_cannot_write_to_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such folder; .*: create it"):
+        Containers(writes=[tmp_path / "missing"])
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(0o755)
+    if os.geteuid() == 0:
+        with pytest.raises(UserError, match="not writable by the images' user; chown -R 1000:1000 it"):
+            Containers(writes=[theirs])
+        assert theirs.stat().st_uid == 0
 
 
 PROGRAM = """
@@ -95,14 +105,15 @@ from pathlib import Path
 from container_parts import run
 run(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 """
-WAITS = "import pathlib, time; pathlib.Path(made + '.begun').touch(); time.sleep(600)"
+WAITS = "touch $made.begun; sleep 600"
 
 
 @pytest.fixture
 def runner(images: Images, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A run of another process whose stage waits for ever."""
     given = [images.data, WAITS, str(tmp_path / "out")]
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, *given], cwd=Path(__file__).parent) as process:
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests" / "pipelines")])
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *given], env={**os.environ, "PYTHONPATH": path}) as process:
         wait_until(lambda: [*tmp_path.rglob("*.begun")])
         yield process
         process.kill()
@@ -122,9 +133,9 @@ def test_what_a_killed_run_left_is_ended_by_the_next_one(
     runner.wait(60)
     left = engine("ps", "--quiet")
     assert left
-    run(images.data, "import pathlib; pathlib.Path(made).touch()", tmp_path / "elsewhere")
+    run(images.data, "touch $made", tmp_path / "elsewhere")
     assert engine("ps", "--quiet") == left
-    run(images.data, "import pathlib; pathlib.Path(made).touch()", tmp_path / "out")
+    run(images.data, "touch $made", tmp_path / "out")
 
 
 def test_an_image_that_is_nowhere_is_one_line(tmp_path: Path) -> None:

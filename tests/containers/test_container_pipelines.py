@@ -1,6 +1,7 @@
 """The pipelines in containers make what they make as processes of this machine."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from container_parts import ROOT
 
 from components.images import Images
 from pipelines.local.containers import Containers
+from taskmem.cluster import USER
 
 pytestmark = pytest.mark.system
 
@@ -41,6 +43,7 @@ def contained(
 def comparable(night: Night) -> dict[str, Any]:
     """What was said of every stage, what became of every environment, and the bytes of what stages made of tensors and lines."""
     made = {name: data for name, data in night.files.items() if name.endswith((".safetensors", ".jsonl"))}
+    assert {Path(name).suffix for name in made} == {".safetensors", ".jsonl"}
     return {"said": night.said, "outcomes": night.outcomes, "made": made}
 
 
@@ -53,6 +56,8 @@ def test_a_night_of_adaptation_has_the_same_outcomes(contained: object, images: 
     # again the first night: nothing is published yet
     (root / "store").rename(tmp_path / "store of here")
     (root / "store").mkdir()
+    if os.geteuid() == 0:
+        os.chown(root / "store", USER, USER)
     there = Containers(reads=[root], writes=[root / "store"])
     assert comparable(site.night(tmp_path / "there", images=images, attempts=there)) == comparable(here)
     assert "promoted" in {outcome.status for outcome in here.outcomes.values()}

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from container_parts import ROOT
 
+from components.images import REGISTRY, Images
+
 TOOL = runpy.run_path(str(ROOT / "tools" / "images.py"))
+
+
+def test_the_tool_and_the_pipelines_name_the_same_images() -> None:
+    assert set(TOOL["TARGETS"]) == set(Images.model_fields)
+    assert TOOL["REGISTRY"] == REGISTRY
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
-"""Pushgateways: a listener that keeps what is pushed to it, and the real one where it is installed."""
+"""Pushgateways: a listener that keeps what is pushed to it, and the real one, which `make manifests-setup` brings."""
 
-import shutil
 import socket
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-REAL = shutil.which("prometheus-pushgateway") or shutil.which("pushgateway")
+REAL = Path(__file__).parents[2] / ".venv-manifests" / "bin" / "prometheus-pushgateway"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -77,7 +76,6 @@ def free_port() -> int:
 def pushgateway(folder: Path) -> Iterator[str]:
     """The real one on loopback: its URL."""
     port = free_port()
-    assert REAL is not None
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([REAL, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
     try:

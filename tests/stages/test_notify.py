@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from pushed import REAL, Listener, free_port, parsed, pushgateway
+from pushed import Listener, free_port, parsed, pushgateway
 
 from taskmem.config import load_profile
 from taskmem.errors import UserError
@@ -141,7 +141,7 @@ def test_what_is_no_address_of_a_gateway_is_refused_and_no_password_repeated(
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.skipif(REAL is None, reason="Debian's prometheus-pushgateway is not installed")
+@pytest.mark.system
 def test_at_a_real_gateway_a_night_replaces_the_last_and_keeps_the_time_of_the_last_success(
     store: LocalStore, tmp_path: Path
 ) -> None:
