@@ -97,14 +97,28 @@ class _Answering:
         self._chosen, self._trace, self._writing = chosen, trace, writing
 
     async def tried(self, served: Served, id_: str) -> bool:
-        """Pass the reply on; false, and nothing was sent, if the server does not know the model."""
+        """Pass the reply on; false, and nothing was sent, if the server does not know the model.
+
+        A request that fails inside the server before anything was sent is sent once more: vLLM says 500 where its front end
+        took a clip for known that the engine has not got (yet), and forgets it, so that it takes the clip the next time.
+        """
+        try:
+            return await self._once(served, id_)
+        except _InternalError as error:
+            self._gateway.metrics.sent_again.inc()
+            try:
+                return await self._once(served, f"{id_}-again")
+            except _InternalError:
+                raise error.refused from None
+
+    async def _once(self, served: Served, id_: str) -> bool:
         adapter = self._chosen.adapter
         model, echo = (adapter.name, adapter.name) if adapter else (served.base, served.echo)
         async with self._gateway.server.chat(self._ask.to(model, self._environment), id_) as reply:
             if reply.status_code == 404:
                 return False
             if reply.status_code != 200:
-                raise translated(reply.status_code, await whole(reply, self._gateway.settings.reply_bytes))
+                raise _fault(reply.status_code, await whole(reply, self._gateway.settings.reply_bytes))
             if self._ask.streamed:
                 await self._stream(reply, served, echo)
             else:
@@ -122,21 +136,28 @@ class _Answering:
     async def _stream(self, reply: httpx2.Response, served: Served, echo: str) -> None:
         if not reply.headers.get("content-type", "").startswith("text/event-stream"):
             raise Refused(502, "the policy's server sends no stream", code="policy_server")
+        first: bytes | None = None
         async for data in events(reply, self._gateway.settings.reply_bytes):
-            if data == DONE:
-                await self._writing.end(b"data: [DONE]\n\n")
-                return
-            said = _object(data)
-            if "error" in said and not self._writing.begun:
-                raise translated(_code(said), data)
-            if "error" not in said:
-                self._check(said, echo)
-                data = json.dumps({**said, "model": self._chosen.name}).encode()
+            if data != DONE:
+                said = _object(data)
+                if "error" in said and not self._writing.begun:
+                    raise _fault(_code(said), data)
+                if "error" not in said:
+                    self._check(said, echo)
+                    data = json.dumps({**said, "model": self._chosen.name}).encode()
+            if first is None and data != DONE:
+                # it names the speaker and holds no token: whether the request failed is told by the next one
+                first = data
+                continue
             if not self._writing.begun:
                 # before the first token is given away, so that not even a part of an answer is unaccounted for
                 await self._gateway.record(self._trace.id, self._environment, served, self._chosen, self._ask)
                 await self._writing.begin("text/event-stream", self._headers(served))
-            await self._writing.more(b"data: " + data + b"\n\n")
+                await self._writing.more(event(first or b""))
+            if data == DONE:
+                await self._writing.end(event(DONE))
+                return
+            await self._writing.more(event(data))
         raise Refused(502, "the policy's server broke off", code="policy_server")
 
     def _check(self, said: dict[str, Any], echo: str) -> None:
@@ -147,6 +168,14 @@ class _Answering:
     def _headers(self, served: Served) -> list[tuple[bytes, bytes]]:
         adapter = self._chosen.adapter.name if self._chosen.adapter else "none"
         return [(b"x-taskmem-adapter", adapter.encode()), (b"x-taskmem-policy", served.digest.encode())]
+
+
+class _InternalError(Exception):
+    """The server failed inside before anything of the reply was passed on; `refused` is what that means to the caller."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(str(refused))
+        self.refused = refused
 
 
 class _Writing:
@@ -175,7 +204,7 @@ class _Writing:
         """End with an error: as the status if nothing was sent yet, else as the stream's last event, without [DONE]."""
         if not self.begun:
             raise refused
-        await self.end(b"data: " + json.dumps(refused.body).encode() + b"\n\n")
+        await self.end(event(json.dumps(refused.body).encode()))
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -214,6 +243,11 @@ async def events(reply: httpx2.Response, most: int) -> AsyncIterator[bytes]:
         raise Refused(502, f"the policy's server broke off ({type(error).__name__})", code="policy_server") from None
 
 
+def event(data: bytes) -> bytes:
+    """An event of a stream."""
+    return b"data: " + data + b"\n\n"
+
+
 def _object(data: bytes) -> dict[str, Any]:
     try:
         said = json.loads(data)
@@ -229,6 +263,11 @@ def _code(said: dict[str, Any]) -> int:
     error = said["error"]
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) else 500
+
+
+def _fault(status: int, answer: bytes) -> Exception:
+    refused = translated(status, answer)
+    return _InternalError(refused) if status == 500 else refused
 
 
 def translated(status: int, answer: bytes) -> Refused:

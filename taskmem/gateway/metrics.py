@@ -31,6 +31,11 @@ class Metrics:
         )
         self.in_flight = Gauge("taskmem_gateway_in_flight", "Requests with the policy's server.", registry=registry)
         self.waiting = Gauge("taskmem_gateway_waiting", "Requests that wait for a place.", registry=registry)
+        self.sent_again = Counter(
+            "taskmem_gateway_sent_again",
+            "Requests that failed inside the policy's server and were sent again.",
+            registry=registry,
+        )
         self.adapter_loads = Counter("taskmem_adapter_loads", "Adapters loaded.", ("result",), registry=registry)
         for result in ("loaded", "refused", "failed"):
             self.adapter_loads.labels(result)

@@ -84,9 +84,7 @@ def throw(site: Site, seed: int) -> int:
         return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
     try:
         return site.client.request(method, path, headers=headers, content=content).status_code
-    except httpx2.RemoteProtocolError:  # it was refused before it was all sent
-        return 0
-    except httpx2.WriteError:
+    except (httpx2.RemoteProtocolError, httpx2.WriteError, httpx2.ReadError):  # it was refused before it was all sent
         return 0
 
 

@@ -145,6 +145,23 @@ def test_a_stream_that_begins_with_an_error_is_a_status(code: int, told: int, si
     assert site.responses == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_fails_inside_the_server_is_sent_once_more(stream: bool, site: Site) -> None:
+    site.upstream.slips = 1
+    reply = site.chat("door", stream=stream)
+    assert (reply.status_code, text(reply)) == (200, written_by("door@v2"))
+    assert [one.id for one in site.responses] == [reply.headers["x-request-id"]]
+    first, second = site.upstream.asked
+    assert second.pop("x-request-id") == f"{first.pop('x-request-id')}-again"
+    assert second == first
+    assert site.sample("taskmem_gateway_sent_again_total") == 1
+    site.upstream.slips = 2
+    reply = site.chat("door", stream=stream)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "policy_server")
+    assert len(site.upstream.asked) == 4
+    assert len(site.responses) == 1
+
+
 def test_a_server_that_is_gone_is_503_until_it_is_back(site: Site) -> None:
     assert site.chat("door").status_code == 200
     port = site.server.port

@@ -30,6 +30,7 @@ class Upstream:
         self.answer: dict[str, Any] = {}  # laid over a reply
         self.breaks_after: int | None = None  # words of a stream
         self.fails: int | None = None  # the code of an error that a stream begins with
+        self.slips = 0  # completions that fail inside, a stream's behind the event that names the speaker
         self.in_flight = self.most_in_flight = self.gone = 0
         self.app = Starlette(
             routes=[
@@ -82,8 +83,11 @@ class Upstream:
         if self.status is not None:
             return error(self.status, "the server's own words")
         said = model if model in self.adapters else self.names[0]
+        slips, self.slips = self.slips > 0, max(self.slips - 1, 0)
         if asked.get("stream"):
-            return StreamingResponse(self._stream(said), media_type="text/event-stream")
+            return StreamingResponse(self._slip(said) if slips else self._stream(said), media_type="text/event-stream")
+        if slips:
+            return error(500, "an internal error")
         self._begin()
         try:
             end = asyncio.get_running_loop().time() + self.first_seconds
@@ -109,14 +113,11 @@ class Upstream:
         try:
             await asyncio.sleep(self.first_seconds)
             if self.fails is not None:
-                told = {"error": {"message": "the server's own words", "type": "X", "param": None, "code": self.fails}}
-                yield b"data: " + json.dumps(told).encode() + b"\n\n"
+                yield event(told(self.fails, "the server's own words"))
             for number in range(WORDS if self.fails is None else 0):
                 if number == self.breaks_after:
                     raise RuntimeError("the engine died")
-                delta = {"index": 0, "delta": {"content": f"{model} {number}; "}, "finish_reason": None}
-                chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [delta]}
-                yield b"data: " + json.dumps({**chunk, **self.answer}, ensure_ascii=False).encode() + b"\n\n"
+                yield event({**chunk(model, content=f"{model} {number}; "), **self.answer})
                 await asyncio.sleep(self.word_seconds)
             yield b"data: [DONE]\n\n"
             whole = True
@@ -124,7 +125,26 @@ class Upstream:
             self.gone += not whole
             self.in_flight -= 1
 
+    async def _slip(self, model: str) -> AsyncIterator[bytes]:
+        yield event(chunk(model, role="assistant", content=""))
+        yield event(told(500, "an internal error"))
+        yield b"data: [DONE]\n\n"
+
+
+def chunk(model: str, **delta: str) -> dict[str, Any]:
+    """vLLM's shape of a piece of a stream."""
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
+
+
+def event(said: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(said, ensure_ascii=False).encode() + b"\n\n"
+
+
+def told(status: int, message: str) -> dict[str, Any]:
+    """vLLM's shape of an error."""
+    return {"error": {"message": message, "type": "X", "param": None, "code": status}}
+
 
 def error(status: int, message: str) -> Response:
-    """vLLM's shape of an error."""
-    return JSONResponse({"error": {"message": message, "type": "X", "param": None, "code": status}}, status)
+    return JSONResponse(told(status, message), status)
