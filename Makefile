@@ -130,7 +130,7 @@ bench-poison: setup
 	$(BIN)/python -m benchmarks.poison
 	$(BIN)/python -m benchmarks.poison --users 2
 
-# requests with 16 adapters, with none, sampled and drawn on one vLLM, by turns, seven times; about eight minutes
+# requests with 16 adapters, with none, sampled and drawn on one vLLM, by turns, seven times; about three minutes
 bench-serving: serving-setup
 	$(SERVING)/bin/python -m benchmarks.serving
 
