@@ -27,21 +27,22 @@ def travelling(profile: Profile) -> str:
 
 
 def compile_all(profile: Profile, images: Images, out: Path) -> list[Path]:
-    """Write `out`/<name>.yaml for every pipeline that makes sense with the profile, and remove others'; end_to_end needs a world.
-
-    The profile becomes the default of the pipeline's parameter `profile`.
-    """
-    put = Placement(profile, images)
+    """Write every pipeline that makes sense with the profile, and remove others'; end_to_end needs a world."""
     written = []
-    for name, build in PIPELINES.items():
-        path = out / f"{name}.yaml"
+    for name in PIPELINES:
         if name == "end_to_end" and profile.world is None:
-            path.unlink(missing_ok=True)
-            continue
-        partial = out / f".{name}.partial.yaml"
-        out.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(build(put), str(partial), pipeline_parameters={"profile": travelling(profile)})
-        atomic_write(path, partial.read_bytes())
-        partial.unlink()
-        written.append(path)
+            (out / f"{name}.yaml").unlink(missing_ok=True)
+        else:
+            written.append(compile_one(name, profile, images, out))
     return written
+
+
+def compile_one(name: str, profile: Profile, images: Images, out: Path) -> Path:
+    """Write `out`/<name>.yaml for the pipeline `name`, with `profile` as the default of its parameter; the path."""
+    path, partial = out / f"{name}.yaml", out / f".{name}.partial.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline = PIPELINES[name](Placement(profile, images))
+    compiler.Compiler().compile(pipeline, str(partial), pipeline_parameters={"profile": travelling(profile)})
+    atomic_write(path, partial.read_bytes())
+    partial.unlink()
+    return path

@@ -34,7 +34,7 @@ class Exchange(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request; Refused before the reply has begun, an error event in a stream that has."""
         request = Request(scope, receive)
-        with self._gateway.places.admitted():
+        with self._gateway.places.admitted(self._environment):
             body = await request.body()
             ask = parse_ask(body, request.headers, self._gateway.settings.completions)
             del body
@@ -44,7 +44,7 @@ class Exchange(Response):
 
     async def _served(self, ask: Ask, trace: Trace, writing: "_Writing") -> None:
         seconds = self._gateway.settings.reply_seconds
-        async with self._gateway.places.served():
+        async with self._gateway.places.served(self._environment):
             try:
                 async with asyncio.timeout(seconds):
                     await self._exchange(ask, trace, writing)

@@ -57,7 +57,9 @@ class Gateway:
         self.models = Models(store, settings.champion_seconds, clock)
         self.adapters = Adapters(self.server, store, folder.absolute(), settings, self.metrics, log, clock)
         self.clips = Clips(profile.video, profile.policy.window, settings.decoders, settings.clip_seconds)
-        self.places = Places(settings.in_flight, settings.waiting, settings.wait_seconds, settings.retry_seconds)
+        self.places = Places(
+            settings.in_flight, settings.waiting, settings.share, settings.wait_seconds, settings.retry_seconds
+        )
         self.metrics.in_flight.set_function(lambda: self.places.in_flight)
         self.metrics.waiting.set_function(lambda: self.places.waiting)
         self._current: Fresh[CurrentPolicy | None] = Fresh(lambda _: current_policy(store), 1.0, clock)

@@ -13,14 +13,16 @@ from taskmem.settings import Count, NonNegative, Positive, Settings
 class GatewaySettings(Settings):
     """`in_flight` requests are with the policy's server at a time, `waiting` more may wait, `wait_seconds` long at most.
 
-    `reply_seconds` bounds a whole reply, `connect_seconds` a connection to the server, `load_seconds` the loading of an adapter.
-    `adapters` may be loaded at a time: at least as many as requests in flight, so that one can always be given up. A champion is
-    looked up again after `champion_seconds`: so long a replaced one may still be given to new requests. An adapter that the
-    server refused is tried again after `refused_seconds`, whether the server is still the same every `watch_seconds`.
+    `share` of all these may be one environment's. `reply_seconds` bounds a whole reply, `connect_seconds` a connection to the
+    server, `load_seconds` the loading of an adapter. `adapters` may be loaded at a time: at least as many as requests in
+    flight, so that one can always be given up. A champion is looked up again after `champion_seconds`: so long a replaced one
+    may still be given to new requests. An adapter that the server refused is tried again after `refused_seconds`, whether the
+    server is still the same every `watch_seconds`.
     """
 
     in_flight: Count = 64
     waiting: Count = 128
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
     wait_seconds: Positive = 30.0
     retry_seconds: Positive = 2.0  # what a client is told to wait when there is no place
     reply_seconds: Positive = 600.0

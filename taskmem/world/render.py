@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -81,7 +82,7 @@ def render_segment(facts: Facts, rng: random.Random, frames: int = FRAMES) -> Fr
     return film
 
 
-def write_mp4(path: Path, film: Frames, fps: int = FPS) -> None:
+def write_mp4(path: Path, film: Frames, fps: int | Fraction = FPS) -> None:
     """Encode frames [T, H, W, 3] as H.264; single-threaded, so that the same frames give the same bytes."""
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)

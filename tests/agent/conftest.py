@@ -1,15 +1,11 @@
 """What the agent's tests share: the databases, and a service put together from real parts around a policy of a test's own."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
-
 from databases import BOTH, PostgreSQL, postgresql
 from site_parts import Site
 from standin import Scripted, Shipped, Writes

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +34,7 @@ ENVIRONMENTS = ("door", "room")
 @cache
 def clip(stream: str, index: int) -> bytes:
     """A segment's clip as the policy sees it: two frames."""
-    return _mp4(_film(stream, index)[list(KEPT)], f"{stream}-{index}")
+    return _mp4(_film(stream, index)[list(KEPT)], f"{stream}-{index}", Fraction(str(PROFILE.video.fps)))
 
 
 @cache
@@ -47,12 +48,12 @@ def _film(stream: str, index: int) -> Any:
     return render_segment(sample_facts(rng), rng)
 
 
-def _mp4(film: Any, name: str) -> bytes:
+def _mp4(film: Any, name: str, fps: Fraction = Fraction(1)) -> bytes:
     import tempfile  # noqa: PLC0415 - for this alone
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.mp4"
-        write_mp4(path, film)
+        write_mp4(path, film, fps)
         return path.read_bytes()
 
 

@@ -1,12 +1,6 @@
 """For the audit's tests: the store's S3 servers, and one place for all."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-
 from audit_parts import Place, deployed
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline_ir import CompiledPipeline, wanted_kubernetes
 
 from components.images import Images
-from pipelines.compiling import compile_all
+from pipelines.compiling import compile_one
 from taskmem.cluster import JobSettings
 from taskmem.config import Profile, load_profile, override
 
@@ -17,8 +17,7 @@ def on(nodes: int, name: str = "qwen3-vl-30b") -> Profile:
 
 
 def pipeline(profile: Profile, images: Images, out: Path, name: str = "phase_one") -> CompiledPipeline:
-    (path,) = [path for path in compile_all(profile, images, out) if path.stem == name]
-    return CompiledPipeline(path)
+    return CompiledPipeline(compile_one(name, profile, images, out))
 
 
 @pytest.mark.parametrize(("profile", "name"), [("qwen3-vl-30b", "phase_one"), ("miniature", "end_to_end")])

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from s3_servers import client, environment, moto, new_bucket
 
 from taskmem.files import sha256_tree
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-from s3_servers import client, environment, moto, new_bucket
 
 CANARY = "canary-0f9c2b7d4e"
 TASKMEM = str(Path(sys.executable).with_name("taskmem"))

@@ -1,6 +1,5 @@
 """Pushgateways: a listener that keeps what is pushed to it, and the real one, which `make manifests-setup` brings."""
 
-import socket
 import subprocess
 import threading
 import time
@@ -13,6 +12,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
+from service_parts import free_port
 
 REAL = Path(__file__).parents[2] / ".venv-manifests" / "bin" / "prometheus-pushgateway"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -64,12 +64,6 @@ def parsed(text: str) -> dict[str, float]:
         for sample in family.samples
         if sample.name.startswith("taskmem_")
     }
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

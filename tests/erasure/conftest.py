@@ -1,13 +1,6 @@
 """For the erasure's tests: one deployment, put back for each, and the store's S3 servers."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
-
 from erasure_parts import Site, Snapshot, build
 
 

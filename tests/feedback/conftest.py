@@ -1,14 +1,9 @@
 """For the tests of feedback: the store's S3 servers, and the registry's weather."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "registry"))
-
 from s3_servers import lead, moto, new_bucket
 
 from taskmem.store import LocalStore, Store, open_store

@@ -1,15 +1,10 @@
 """The parts of other rooms that a gateway is tested with."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-for room in ("service", "registry", "video", "vllm_plugin"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / room))
-
-from gateway_parts import Site  # noqa: E402 - found there
+from gateway_parts import Site
 
 
 @pytest.fixture

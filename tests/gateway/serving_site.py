@@ -5,18 +5,17 @@
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import httpx2
 from gateway_parts import NOW, QUICK
 from plugin_parts import AdapterPress, drawn
 from registry_parts import promote, provenance
-from service_parts import LogLines, Running
+from service_parts import LogLines, Running, free_port
 
 from taskmem.config import WorldSettings, load_profile
 from taskmem.gateway.app import gateway_app
@@ -28,17 +27,8 @@ from taskmem.records import Response, read_records
 from taskmem.registry import champion, publish
 from taskmem.store import LocalStore
 
-if TYPE_CHECKING:
-    from serving_parts import Server
-
 LONGEST = 40
 NORM = 7.5
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @dataclass
@@ -82,21 +72,66 @@ class Policy:
         return cls(root / "policy", digest, press, messages)
 
 
-class RealSite:
-    """A store, real vLLM on a port of its own, and a gateway in this process; use it in `with`."""
+class RealServer:
+    """A store, and real vLLM on a port of its own; use it in `with`."""
 
-    def __init__(self, root: Path, policy: Policy, **settings: Any) -> None:
+    def __init__(self, root: Path, policy: Policy) -> None:
         self.root, self.policy = root, policy
         self.store = LocalStore(root / "store")
-        self.settings = GatewaySettings.model_validate({**QUICK, "in_flight": 32, "adapters": 32, **settings})
         self.tokens: dict[str, str] = {}
-        self.port, self.log = free_port(), LogLines()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
+        self.start_again()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.__exit__(None, None, None)
+
+    def kill(self) -> None:
+        """kill -9 of vLLM itself, and wait until all of it is gone."""
+        watcher = self.server._process
+        (vllm,) = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children").read_text().split()
+        os.kill(int(vllm), signal.SIGKILL)
+        assert watcher.wait(60) != 0
+
+    def start_again(self) -> None:
+        """vLLM on the same port, without anything it knew."""
+        from serving_parts import Server
+
+        log = self.root / "vllm.log"
+        self.server = Server(self.policy.exported, log, slots=8, kept=64, port=self.port).__enter__()
+
+    def publish(self, environment: str, seed: int, norm: float = NORM, promoted: bool = True) -> str:
+        """A new version of an environment, its champion if wanted; its name."""
+        from taskmem.steer import read_adapter
+
+        folder = self.policy.press.save(self.root / "made" / f"{environment}-{seed}", drawn(seed, norm))
+        (folder / "training.json").write_text(json.dumps({"steps": []}))
+        made = publish(self.store, environment, folder, provenance(policy=self.policy.digest), read_adapter)
+        if promoted:
+            promote(self.store, environment, made.version, champion(self.store, environment), time=NOW)
+        return made.name
+
+    def token(self, environment: str) -> str:
+        if environment not in self.tokens:
+            self.tokens[environment] = create_token(self.store, environment, "Ada", NOW)
+        return self.tokens[environment]
+
+
+class RealSite(RealServer):
+    """The same with a gateway in this process, and its callers."""
+
+    def __init__(self, root: Path, policy: Policy, **settings: Any) -> None:
+        super().__init__(root, policy)
+        self.settings = GatewaySettings.model_validate({**QUICK, "in_flight": 32, "adapters": 32, **settings})
+        self.log = LogLines()
+
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.server = self._start().__enter__()
-            stack.callback(lambda: self.server.__exit__(None, None, None))
+            super().__enter__()
+            stack.callback(super().__exit__)
             self.responses = ResponseLog(self.root / "responses", "test")
             folder, log = self.root / "adapters", self.log.log("gateway")
             self.gateway = Gateway(
@@ -116,38 +151,6 @@ class RealSite:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _start(self) -> "Server":
-        from serving_parts import Server
-
-        return Server(self.policy.exported, self.root / "vllm.log", slots=8, kept=64, port=self.port)
-
-    def kill(self) -> None:
-        """kill -9 of vLLM itself, and wait until all of it is gone."""
-        watcher = self.server._process
-        (vllm,) = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children").read_text().split()
-        os.kill(int(vllm), signal.SIGKILL)
-        assert watcher.wait(60) != 0
-
-    def start_again(self) -> None:
-        """vLLM on the same port, without anything it knew."""
-        self.server = self._start().__enter__()
-
-    def publish(self, environment: str, seed: int, norm: float = NORM, promoted: bool = True) -> str:
-        """A new version of an environment, its champion if wanted; its name."""
-        from taskmem.steer import read_adapter
-
-        folder = self.policy.press.save(self.root / "made" / f"{environment}-{seed}", drawn(seed, norm))
-        (folder / "training.json").write_text(json.dumps({"steps": []}))
-        made = publish(self.store, environment, folder, provenance(policy=self.policy.digest), read_adapter)
-        if promoted:
-            promote(self.store, environment, made.version, champion(self.store, environment), time=NOW)
-        return made.name
-
-    def token(self, environment: str) -> str:
-        if environment not in self.tokens:
-            self.tokens[environment] = create_token(self.store, environment, "Ada", NOW)
-        return self.tokens[environment]
 
     def ask(self, model: str, number: int, **more: Any) -> dict[str, Any]:
         """Greedy, so that the same is written each time."""

@@ -28,7 +28,7 @@ def idle(site: Site) -> bool:
 
 
 def test_what_is_beyond_those_who_may_wait_is_told_to_come_again(tmp_path: Path) -> None:
-    with Site(tmp_path, in_flight=2, waiting=3, retry_seconds=7.0) as site, ThreadPoolExecutor(12) as pool:
+    with Site(tmp_path, in_flight=2, waiting=3, share=1.0, retry_seconds=7.0) as site, ThreadPoolExecutor(12) as pool:
         site.chat("door")
         site.upstream.first_seconds = 1.5
         replies = list(pool.map(lambda _: site.chat("door"), range(12)))
@@ -41,6 +41,22 @@ def test_what_is_beyond_those_who_may_wait_is_told_to_come_again(tmp_path: Path)
         assert site.sample("taskmem_refusals_total", service="gateway", reason="busy") == 7
         eventually(lambda: idle(site))
         assert site.chat("door").status_code == 200
+
+
+def test_an_environment_that_asks_too_much_delays_and_refuses_itself_alone(tmp_path: Path) -> None:
+    with Site(tmp_path, in_flight=2, waiting=10, share=0.5) as site, ThreadPoolExecutor(12) as pool:
+        site.upstream.first_seconds = 0.5
+        flood = [pool.submit(site.chat, "door") for _ in range(9)]
+        eventually(lambda: sum(one.done() for one in flood) == 3)  # beyond its share, at once
+        other = pool.submit(site.chat, "shop")
+        assert text(other.result()) == written_by("shop@v1")
+        # it took the next place that came free, before four that came earlier
+        assert sum(not one.done() for one in flood) >= 2
+        statuses = [one.result().status_code for one in flood]
+        assert (statuses.count(200), statuses.count(429)) == (6, 3)
+        refused = next(one.result() for one in flood if one.result().status_code == 429)
+        assert "this environment has too many requests here" in refused.text
+        eventually(lambda: idle(site))
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
@@ -76,7 +92,7 @@ def test_a_client_that_leaves_ends_its_request_at_the_server_too(stream: bool, s
 
 
 def test_a_client_that_leaves_while_it_waits_leaves_its_place(tmp_path: Path) -> None:
-    with Site(tmp_path, in_flight=1, waiting=1) as site, ThreadPoolExecutor() as pool:
+    with Site(tmp_path, in_flight=1, waiting=1, share=1.0) as site, ThreadPoolExecutor() as pool:
         site.upstream.first_seconds = 0.8
         first = pool.submit(site.chat, "door")
         eventually(lambda: site.upstream.in_flight == 1)
@@ -91,7 +107,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_its_place(tmp_path: Path) ->
 
 
 def test_a_slow_body_takes_no_place_from_those_that_are_served(tmp_path: Path) -> None:
-    with Site(tmp_path, in_flight=1, waiting=2) as site:
+    with Site(tmp_path, in_flight=1, waiting=2, share=1.0) as site:
         with socket.create_connection(("127.0.0.1", site.running.port)) as client:
             client.sendall(raw(site)[:-5])
             eventually(lambda: site.gateway.places.waiting == 1)

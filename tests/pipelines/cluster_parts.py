@@ -11,7 +11,7 @@ import pytest
 from kfp_stub import TOKEN, Stub
 
 from pipelines.cli import main
-from pipelines.compiling import compile_all
+from pipelines.compiling import compile_one
 from taskmem.config import load_profile
 
 PARAMETERS: Mapping[str, Any] = {
@@ -80,9 +80,7 @@ def ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The nightly pipeline as `taskmem compile` writes it."""
     from components.images import load_images  # noqa: PLC0415 - kfp is slow to import
 
-    folder = tmp_path_factory.mktemp("ir")
-    compile_all(load_profile("miniature"), load_images(None), folder)
-    return folder / "adaptation.yaml"
+    return compile_one("adaptation", load_profile("miniature"), load_images(None), tmp_path_factory.mktemp("ir"))
 
 
 @pytest.fixture

@@ -38,6 +38,13 @@ class LogLines(io.StringIO):
         return [line for line in self.lines if line["event"] == "request"]
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait until it holds; fails if it never does."""
     end = time.monotonic() + seconds

@@ -1,15 +1,11 @@
 """One site for all tests of a night's mining and training."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-
 from mined_site import Site
 from night_parts import NEEDED, Logs, shard
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from pushed import Listener, free_port, parsed, pushgateway
+from pushed import Listener, parsed, pushgateway
+from service_parts import free_port
 
 from taskmem.config import load_profile
 from taskmem.errors import UserError

@@ -71,16 +71,19 @@ def here(film: Film, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return film.deploy(tmp_path_factory.mktemp("here"), film.profile)
 
 
+@pytest.fixture(scope="module")
+def served(film: Film, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same over HTTP, by services that the stage starts."""
+    return film.deploy(tmp_path_factory.mktemp("served"), film.served(SERVING))
+
+
 def written(folder: Path) -> dict[str, bytes]:
     names = ["memories.jsonl", "responses.jsonl", "summary.json"]
     names += sorted(path.relative_to(folder).as_posix() for path in (folder / "events").glob("*.jsonl"))
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_a_deployment_over_http_writes_the_very_files_that_one_process_writes(
-    film: Film, here: Path, tmp_path: Path
-) -> None:
-    served = film.deploy(tmp_path, film.served(SERVING))
+def test_a_deployment_over_http_writes_the_very_files_that_one_process_writes(here: Path, served: Path) -> None:
     assert written(served) == written(here)
     assert len(written(here)) > 5
     memories = read_records(served / "memories.jsonl", Memory)
@@ -129,15 +132,14 @@ def test_an_adapter_that_is_given_is_the_champion_that_writes(
 
 
 def test_an_agent_that_is_served_already_is_used_and_a_repeated_stage_finds_what_it_said(
-    film: Film, here: Path, tmp_path: Path
+    film: Film, here: Path, served: Path, tmp_path: Path
 ) -> None:
-    first = film.deploy(tmp_path / "first", film.served(SERVING))
     store, tokens = str(tmp_path / "store"), tmp_path / "tokens.json"
     environments = sorted({question.environment for question in read_records(film.questions, Question)})
     now = datetime(2026, 1, 1, tzinfo=UTC)
     tokens.write_text(json.dumps({name: create_token(open_store(store), name, "test", now) for name in environments}))
     site = Site(
-        policy=first / "services/policy",
+        policy=served / "services/policy",
         python=SERVED_BY,
         store=store,
         folder=tmp_path / "site",

@@ -1,10 +1,6 @@
 """Real S3 servers on loopback: moto, which honours conditional writes, and rclone, which takes and ignores them.
 
-The test files of another folder reach this one and faulty_proxy.py from their conftest.py:
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
-
-and open a store there as a user does, by environment and URL:
+A test opens a store there as a user does, by environment and URL:
 
     lead(monkeypatch, moto())
     open_store(f"s3://{new_bucket()}/prefix")

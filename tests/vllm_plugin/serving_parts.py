@@ -5,7 +5,6 @@
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -182,13 +181,6 @@ class Server:
                 if line.startswith(b"data: {"):
                     for choice in json.loads(line[6:])["choices"]:
                         yield time.monotonic(), choice.get("token_ids") or []
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def at_once(count: int) -> ThreadPoolExecutor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from plugin_parts import BOUND, LAYER
+from service_parts import free_port
 from test_server_process import gone
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
@@ -37,7 +38,7 @@ def below(pid: int) -> dict[int, str]:
 def test_it_ends_whole_whoever_is_told_or_killed(
     victim: str, number: int, code: tuple[int, ...], exported: Path, tmp_path: Path
 ) -> None:
-    from serving_parts import QUIET, free_port  # noqa: PLC0415 - only where vLLM is
+    from serving_parts import QUIET  # noqa: PLC0415 - only where vLLM is
 
     port = free_port()
     ours = ["--port", str(port), "--layer", str(LAYER), "--max-norm", str(BOUND), "--slots", "2"]
@@ -66,8 +67,6 @@ def name_of(pid: int) -> str:
 
 
 def test_it_says_why_vllm_did_not_start(exported: Path, tmp_path: Path) -> None:
-    from serving_parts import free_port  # noqa: PLC0415 - only where vLLM is
-
     words = ["serve", "policy", str(exported), "--port", str(free_port()), "--", "--max-model-len", "-5"]
     command = [sys.executable, "-m", "pipelines.cli", *words]
     start = time.monotonic()
