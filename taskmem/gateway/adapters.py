@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -198,6 +199,9 @@ class Adapters:
         try:
             status, said = await self.server.unload(name)
             result = "unloaded" if status == 200 else said
+            if status == 200:
+                # who wants it again waits for this task; what the server still has it may read again
+                await asyncio.to_thread(shutil.rmtree, self.folder / name, ignore_errors=True)
         except Refused as error:
             result = error.message  # a server that is gone has none
         self.log.write("adapter", adapter=name, result=result)

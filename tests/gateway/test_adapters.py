@@ -51,6 +51,8 @@ def test_the_longest_unused_is_given_up_and_loaded_again_when_asked_for(tmp_path
         assert text(site.chat("door", "door@v2")) == written_by("door@v2")
         eventually(lambda: set(site.upstream.adapters) == {"shop@v1", "door@v2"})
         assert site.upstream.unloads == {"door@v2": 1, "door@v1": 1}
+        folder = site.root / "adapters"
+        eventually(lambda: sorted(path.name for path in folder.iterdir()) == ["door@v2", "shop@v1"])
 
 
 def test_an_adapter_in_use_is_never_given_up(tmp_path: Path) -> None:
