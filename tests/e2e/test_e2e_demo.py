@@ -105,6 +105,7 @@ def test_run_again_nothing_is_done_again(shown: Run) -> None:
     assert results(shown.out)["arms"] == json.loads(before)["arms"]
 
 
+@pytest.mark.slow
 def test_killed_in_phase_one_and_in_an_arm_it_finishes_without_redoing_what_was_done(
     tmp_path: Path, shown: Run
 ) -> None:

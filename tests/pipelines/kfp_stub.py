@@ -80,14 +80,19 @@ class Stub:
             return things[id_] if verb == "get" else (things.pop(id_), {})[1]
 
     def _page(self, kind: str, found: list[Document], query: dict[str, str]) -> Document:
-        if query.get("sort_by") == "created_at desc":
-            found = sorted(found, key=lambda thing: thing["created_at"], reverse=True)
-        start = int(query.get("page_token") or 0)
-        end = start + min(PAGE, int(query.get("page_size") or PAGE))
-        more = {"next_page_token": str(end)} if end < len(found) else {}
+        def place(thing: Document) -> list[str]:
+            return [thing["created_at"], thing[f"{_singular(kind)}_id"]]
+
+        falling = query.get("sort_by") == "created_at desc"
+        found, total = sorted(found, key=place, reverse=falling), len(found)
+        # as Kubeflow's, a token names the next page's first row, so that what is deleted meanwhile moves no other
+        if first := json.loads(query.get("page_token") or "null"):
+            found = [thing for thing in found if (place(thing) <= first if falling else place(thing) >= first)]
+        end = min(PAGE, int(query.get("page_size") or PAGE))
+        more = {"next_page_token": json.dumps(place(found[end]))} if end < len(found) else {}
         # so does the OpenAPI call it
         called = "recurringRuns" if kind == "recurring_runs" else kind
-        return {called: found[start:end], "total_size": len(found), **more}
+        return {called: found[:end], "total_size": total, **more}
 
     def _create(self, kind: str, thing: Document) -> Document:
         unique = {"experiments": "display_name", "pipelines": "name", "pipeline_versions": "name"}.get(kind)
