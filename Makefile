@@ -66,7 +66,7 @@ serve: setup serving-setup
 test-serving: serving-setup
 	$(SERVING)/bin/python -m pytest -m 'serving and not slow' $(SERVED)
 
-# the same, and 200 environments through 64 slots
+# the same, 200 environments through 64 slots, and every part of the chain killed in turn
 test-serving-slow: serving-setup
 	$(SERVING)/bin/python -m pytest -m serving $(SERVED)
 

@@ -152,10 +152,10 @@ def alternate(policy: Path, layer: int, prompts: Sequence[Any], adapters: Sequen
             clock, cpu = time.perf_counter(), time.process_time()
             adapter, sampling = chosen[name]
             written = engine.generate(prompts, sampling, lora_request=adapter, use_tqdm=False)
-            sides[name]["distinct_tokens"] = len({token for one in written for token in one.outputs[0].token_ids})
             if number:  # the first round warms up
                 sides[name]["clock"].append(len(prompts) * LENGTH / (time.perf_counter() - clock))
                 sides[name]["cpu"].append(len(prompts) * LENGTH / (time.process_time() - cpu))
+            sides[name]["distinct_tokens"] = len({token for one in written for token in one.outputs[0].token_ids})
     return sides
 
 

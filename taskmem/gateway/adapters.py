@@ -201,9 +201,11 @@ class Adapters:
             result = "unloaded" if status == 200 else said
             if status == 200:
                 # who wants it again waits for this task; what the server still has it may read again
-                await asyncio.to_thread(shutil.rmtree, self.folder / name, ignore_errors=True)
+                await asyncio.to_thread(shutil.rmtree, self.folder / name)
         except Refused as error:
             result = error.message  # a server that is gone has none
+        except OSError as error:
+            result = f"unloaded, but its folder stays ({error.strerror})"
         self.log.write("adapter", adapter=name, result=result)
 
     def _prune(self) -> None:

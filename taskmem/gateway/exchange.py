@@ -136,29 +136,37 @@ class _Answering:
     async def _stream(self, reply: httpx2.Response, served: Served, echo: str) -> None:
         if not reply.headers.get("content-type", "").startswith("text/event-stream"):
             raise Refused(502, "the policy's server sends no stream", code="policy_server")
-        first: bytes | None = None
+        held: bytes | None = None
         async for data in events(reply, self._gateway.settings.reply_bytes):
+            if data == DONE and held is None and not self._writing.begun:
+                raise Refused(502, "the policy's server sends an empty stream", code="policy_server")
             if data != DONE:
-                said = _object(data)
-                if "error" in said and not self._writing.begun:
-                    raise _fault(_code(said), data)
-                if "error" not in said:
-                    self._check(said, echo)
-                    data = json.dumps({**said, "model": self._chosen.name}).encode()
-            if first is None and data != DONE:
-                # it names the speaker and holds no token: whether the request failed is told by the next one
-                first = data
-                continue
-            if not self._writing.begun:
+                data = self._passed_on(data, echo)
+                if held is None and not self._writing.begun:
+                    # it names the speaker and holds no token: whether the request failed is told by the next one
+                    held = data
+                    continue
+            if held is not None:
                 # before the first token is given away, so that not even a part of an answer is unaccounted for
                 await self._gateway.record(self._trace.id, self._environment, served, self._chosen, self._ask)
                 await self._writing.begin("text/event-stream", self._headers(served))
-                await self._writing.more(event(first or b""))
+                await self._writing.more(event(held))
+                held = None
             if data == DONE:
                 await self._writing.end(event(DONE))
                 return
             await self._writing.more(event(data))
         raise Refused(502, "the policy's server broke off", code="policy_server")
+
+    def _passed_on(self, data: bytes, echo: str) -> bytes:
+        """An event as the caller is given it; an error before anything was passed on is raised."""
+        said = _object(data)
+        if "error" in said:
+            if not self._writing.begun:
+                raise _fault(_code(said), data)
+            return data
+        self._check(said, echo)
+        return json.dumps({**said, "model": self._chosen.name}).encode()
 
     def _check(self, said: dict[str, Any], echo: str) -> None:
         """Nothing is passed on that another model wrote than was asked for."""

@@ -27,14 +27,15 @@ class Chain:
         self._folder, self.database = folder, database
         self.vllm = RealServer(folder, Policy.make(folder / "made"))
         self._gateways: list[Process] = []
-        self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        self._held.enter_context(self.vllm)
-        self.champion = self.vllm.publish("door", 1)
-        self._start_gateway()
-        self._held.callback(lambda: self._gateways[-1].run.kill())
-        self.agent = self._held.enter_context(self.agent_with(self.database.new_database(), "agent"))
+        with ExitStack() as stack:
+            stack.enter_context(self.vllm)
+            self.champion = self.vllm.publish("door", 1)
+            self._start_gateway()
+            stack.callback(lambda: self._gateways[-1].run.kill())
+            self.agent = stack.enter_context(self.agent_with(self.database.new_database(), "agent"))
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

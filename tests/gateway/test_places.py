@@ -92,7 +92,8 @@ def test_no_place_is_lost_or_given_twice_whoever_leaves_when(seed: int) -> None:
             if rng.random() < 0.3:
                 rng.choice(tasks).cancel()
             await asyncio.sleep(rng.choice((0, 0, 0.001)))
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(end) for end in ends} == {type(None), asyncio.CancelledError}
         assert (of.in_flight, of.waiting) == (0, 0)
         assert seen["served"] > 0 and seen["refused"] > 0 and seen["too many"] == 0
         # all three can be had again

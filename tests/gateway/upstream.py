@@ -30,6 +30,7 @@ class Upstream:
         self.answer: dict[str, Any] = {}  # laid over a reply
         self.breaks_after: int | None = None  # words of a stream
         self.fails: int | None = None  # the code of an error that a stream begins with
+        self.words = WORDS  # of a stream
         self.slips = 0  # completions that fail inside, a stream's behind the event that names the speaker
         self.in_flight = self.most_in_flight = self.gone = 0
         self.app = Starlette(
@@ -114,7 +115,7 @@ class Upstream:
             await asyncio.sleep(self.first_seconds)
             if self.fails is not None:
                 yield event(told(self.fails, "the server's own words"))
-            for number in range(WORDS if self.fails is None else 0):
+            for number in range(self.words if self.fails is None else 0):
                 if number == self.breaks_after:
                     raise RuntimeError("the engine died")
                 yield event({**chunk(model, content=f"{model} {number}; "), **self.answer})
