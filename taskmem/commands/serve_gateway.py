@@ -40,7 +40,8 @@ def gateway(
 ) -> None:
     """The gateway before the policy's server: each caller gets its own environment's adapter, an OpenAI-compatible API.
 
-    `taskmem token create` makes the tokens it asks for. A champion is known from the store, at most a second old unless --settings says otherwise.
+    `taskmem token create` makes the tokens it asks for. A champion is known from the store, at most a second old unless
+    --settings says otherwise.
     """
     from taskmem.gateway.running import serve_gateway
 
